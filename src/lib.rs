@@ -3,5 +3,11 @@
 //! Sockets (`net`) turn bytes into messages (`wire`), one session state machine (`session`) decides,
 //! and sockets carry out what it decided.
 
+pub mod admin;
+pub mod banner;
+pub mod config;
+pub mod logging;
 pub mod net;
+pub mod password;
+pub mod platform;
 pub mod wire;

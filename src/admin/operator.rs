@@ -1,0 +1,138 @@
+//! The operator's line to the server, shared by everything that sends commands.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::{AdminCommand, AdminReply, Request};
+use crate::platform::{Stop, StopSignals};
+
+/// Requests waiting for the server; whoever sends more waits.
+const QUEUE: usize = 16;
+
+/// What clients are told when the operator stops the server.
+pub const EXIT_REASON: &str = "the server was stopped by its operator";
+
+/// What clients are told when the operating system stops the server.
+pub const SIGNAL_REASON: &str = "the server is shutting down";
+
+/// Signals closer together than this are one.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
+
+/// Why a command got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Silence {
+    #[error("The server has ended.")]
+    Ended,
+    #[error("The server does not answer.")]
+    Late,
+}
+
+/// Sends commands to the server; clones share the line.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    requests: mpsc::Sender<Request>,
+    runtime: Handle,
+    leaving: Arc<AtomicBool>,
+}
+
+impl Operator {
+    /// The line and its server's end. Needs the tokio runtime.
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(QUEUE);
+        let operator = Self {
+            requests,
+            runtime: Handle::current(),
+            leaving: Arc::default(),
+        };
+        (operator, receiver)
+    }
+
+    /// Sends a command and waits at most `patience` for the answer.
+    pub async fn ask(
+        &self,
+        command: AdminCommand,
+        patience: Duration,
+    ) -> Result<AdminReply, Silence> {
+        let exit = matches!(command, AdminCommand::Exit { .. });
+        if exit {
+            self.leaving.store(true, Ordering::SeqCst);
+        }
+        let (answer, answered) = oneshot::channel();
+        let conversation = async {
+            self.requests
+                .send((command, answer))
+                .await
+                .map_err(|_| Silence::Ended)?;
+            answered.await.map_err(|_| Silence::Ended)
+        };
+        let reply = tokio::time::timeout(patience, conversation)
+            .await
+            .unwrap_or(Err(Silence::Late));
+        if exit && matches!(reply, Ok(AdminReply::Failed(_))) {
+            self.leaving.store(false, Ordering::SeqCst);
+        }
+        reply
+    }
+
+    /// The same for a thread outside of the runtime.
+    pub fn ask_blocking(
+        &self,
+        command: AdminCommand,
+        patience: Duration,
+    ) -> Result<AdminReply, Silence> {
+        self.runtime.block_on(self.ask(command, patience))
+    }
+
+    /// Whether an exit is under way.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// Turns the signals that ask a server to stop into an exit, and one during an exit into an immediate end of
+    /// the process. `leave` is called before either, and may block: it gives the terminal back.
+    pub fn obey_signals(
+        &self,
+        terminal: bool,
+        leave: impl Fn() + Send + 'static,
+    ) -> io::Result<()> {
+        let mut signals = StopSignals::listen(terminal)?;
+        let operator = self.clone();
+        self.runtime.spawn(async move {
+            let mut last: Option<Instant> = None;
+            loop {
+                let Stop { name, at_once } = signals.next().await;
+                // A service manager may signal the process and its group together: that is one request.
+                if last
+                    .replace(Instant::now())
+                    .is_some_and(|last| last.elapsed() < ONE_REQUEST)
+                {
+                    continue;
+                }
+                if operator.is_leaving() {
+                    if let Some(code) = at_once {
+                        warn!("{name} during shutdown: ending at once");
+                        tokio::task::block_in_place(&leave);
+                        std::process::exit(code.into());
+                    }
+                    continue;
+                }
+                info!("{name}: stopping");
+                tokio::task::block_in_place(&leave);
+                let operator = operator.clone();
+                let exit = AdminCommand::Exit {
+                    reason: SIGNAL_REASON.into(),
+                };
+                // Set here, so that a second signal counts as one however slow the server is to answer.
+                operator.leaving.store(true, Ordering::SeqCst);
+                tokio::spawn(async move { operator.ask(exit, Duration::from_secs(60)).await });
+            }
+        });
+        Ok(())
+    }
+}
