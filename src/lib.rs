@@ -4,10 +4,12 @@
 //! and sockets carry out what it decided.
 
 pub mod admin;
+pub mod backups;
 pub mod banner;
 pub mod config;
 pub mod logging;
 pub mod net;
 pub mod password;
 pub mod platform;
+pub mod store;
 pub mod wire;

@@ -1,0 +1,207 @@
+//! Disks that are full, slow or broken while the session goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use blender_multiuser::store::{DiskStore, Health, Saved, Settings, Store, Written, open_on};
+
+use crate::faulty::*;
+use crate::scenes::*;
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(
+            start.elapsed() < Duration::from_secs(25),
+            "waited in vain: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn failing(store: &DiskStore) -> bool {
+    matches!(store.status().journal, Health::Failing { .. })
+}
+
+#[test]
+fn a_full_disk_is_told_and_cured() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    store.flush().blocking_recv().unwrap().unwrap();
+
+    disk.0.full.store(true, SeqCst);
+    let lost = store.append(vec![change("node-00000", 1)]);
+    assert_eq!(lost.blocking_recv(), Ok(Written::Lost));
+    assert!(failing(&store) && store.status().lost == 1);
+    assert!(store.flush().blocking_recv().unwrap().is_err());
+    assert!(back_up(&store, &state(3), "auto-save").is_err());
+    assert!(matches!(store.status().backups, Health::Failing { .. }));
+    // Nothing that is there suffers, and nothing half done gets a name.
+    let backups = std::fs::read_dir(data.path().join("backups")).unwrap();
+    assert_eq!(backups.count(), 0);
+
+    disk.0.full.store(false, SeqCst);
+    wait_until("the journal to be written again", || !failing(&store));
+    assert!(store.status().wants_save.is_some());
+    let mut now = state(3);
+    now.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", 1);
+    assert!(matches!(
+        back_up(&store, &now, "the disk is back"),
+        Ok(Saved::Backup(_))
+    ));
+    assert_eq!(store.status().backups, Health::Healthy);
+    let written = store.append(vec![change("node-00001", 2)]);
+    assert_eq!(written.blocking_recv(), Ok(Written::Kernel));
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    let numbers = numbers(&recovered.state);
+    assert_eq!(
+        (numbers["node-00000"], numbers["node-00001"]),
+        (1, 2),
+        "{:?}",
+        recovered.notes
+    );
+    assert_eq!(recovered.notes, [""; 0]);
+}
+
+#[test]
+fn after_a_gap_without_a_save_what_is_known_is_used() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store
+        .append(scene(3).records("initialised", &"Ada".into()))
+        .blocking_recv();
+    disk.0.full.store(true, SeqCst);
+    let _ = store.append(vec![change("node-00000", 1)]).blocking_recv();
+    disk.0.full.store(false, SeqCst);
+    wait_until("the journal to be written again", || !failing(&store));
+    let _ = store.append(vec![change("node-00001", 2)]).blocking_recv();
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    let numbers = numbers(&recovered.state);
+    assert_eq!((numbers["node-00000"], numbers["node-00001"]), (0, 2));
+    assert!(
+        recovered
+            .notes
+            .iter()
+            .any(|note| note.contains("1 changes were never written"))
+    );
+}
+
+#[test]
+fn a_slow_disk_holds_nobody_up() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let settings = Settings {
+        queue_bytes: 100_000,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let _ = store
+        .append(scene(3).records("initialised", &"Ada".into()))
+        .blocking_recv();
+    disk.0.slow.store(300, SeqCst);
+    // Far more than may wait: handed over at once, the surplus is known to be lost.
+    let receipts: Vec<_> = (0..2_000)
+        .map(|n| store.append(vec![change("node-00000", n)]))
+        .collect();
+    wait_until("somebody to notice", || {
+        store.status().behind > Duration::from_millis(50)
+    });
+    disk.0.slow.store(0, SeqCst);
+    let lost = receipts
+        .into_iter()
+        .filter_map(|receipt| receipt.blocking_recv().ok())
+        .filter(|written| *written == Written::Lost)
+        .count();
+    assert!(lost > 0);
+    wait_until("a save to be asked for", || {
+        store.status().wants_save.is_some()
+    });
+    assert_eq!(store.status().lost, lost as u64);
+    assert!(!failing(&store));
+    assert!(matches!(
+        back_up(&store, &state(3), "auto-save"),
+        Ok(Saved::Backup(_))
+    ));
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state)["node-00000"], 0);
+}
+
+#[test]
+fn a_sync_that_fails_asks_for_a_save() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store
+        .append(scene(3).records("initialised", &"Ada".into()))
+        .blocking_recv();
+    disk.0.no_sync.store(true, SeqCst);
+    let _ = store.append(vec![change("node-00000", 1)]);
+    assert!(store.flush().blocking_recv().unwrap().is_err());
+    assert!(failing(&store));
+    disk.0.no_sync.store(false, SeqCst);
+    let _ = store.append(vec![change("node-00000", 2)]);
+    wait_until("the journal to be written again", || !failing(&store));
+    store.flush().blocking_recv().unwrap().unwrap();
+    assert!(store.status().wants_save.is_some());
+}
+
+#[test]
+fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
+    let data = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        segment_bytes: 5_000,
+        journal_bytes: 50_000,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(FaultyDisk::default()), data.path(), settings).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    assert_eq!(store.status().wants_save, None);
+    for n in 0..1_000 {
+        let _ = store.append(vec![change("node-00000", n)]);
+    }
+    store.flush().blocking_recv().unwrap().unwrap();
+    let status = store.status();
+    assert!(status.wants_save.is_some() && status.journal_size > 50_000);
+    assert!(matches!(
+        back_up(&store, &state(3), "the journal is long"),
+        Ok(Saved::Backup(_))
+    ));
+    wait_until("the save to end", || !store.status().saving);
+    let status = store.status();
+    assert!(
+        status.wants_save.is_none() && status.journal_size < 1_000,
+        "{status:?}"
+    );
+    assert_eq!(
+        std::fs::read_dir(data.path().join("journal"))
+            .unwrap()
+            .count(),
+        1
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_directory_that_cannot_be_written_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let data = tempfile::tempdir().unwrap();
+    let allow = |mode| {
+        std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(0o500);
+    // Whoever may do everything cannot be refused.
+    if std::fs::write(data.path().join("probe"), b"").is_err() {
+        let error = blender_multiuser::store::open(data.path(), settings())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("denied"), "{error}");
+    }
+    allow(0o700);
+}

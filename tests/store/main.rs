@@ -1,0 +1,16 @@
+//! The store: what is written comes back, whatever happens in between.
+// Who does not want a receipt drops it.
+#![allow(clippy::unwrap_used, clippy::let_underscore_future)]
+
+#[path = "../corpus/mod.rs"]
+mod corpus;
+mod damage;
+mod faults;
+mod faulty;
+mod files;
+mod folding;
+mod power;
+mod restart;
+mod scenes;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,104 @@
+//! An orderly life: changes, saves, restarts.
+
+use blender_multiuser::store::{Record, Saved, Store, StoreError, Written, history, open};
+use serde_json::json;
+
+use crate::scenes::*;
+
+#[test]
+fn a_session_comes_back_from_the_journal_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, recovered) = start(data.path());
+    assert!(recovered.source.is_none() && recovered.notes.is_empty());
+    let scene = scene(3);
+    let receipt = store.append(scene.records("initialised", &"Ada".into()));
+    assert_eq!(receipt.blocking_recv(), Ok(Written::Kernel));
+    let _ = store.append(vec![
+        change("node-00001", 100),
+        Record::Delete {
+            id: "node-00002".into(),
+            author: "Ada".into(),
+        },
+        Record::Right {
+            nodes: vec!["node-00000".into()],
+            owner: "Ada".into(),
+            author: "Ada".into(),
+        },
+        Record::Chat {
+            id: "1".into(),
+            line: json!({"text": "hello"}),
+        },
+        Record::Task {
+            id: "t".into(),
+            task: Some(json!({"done": false})),
+        },
+    ]);
+    store.flush().blocking_recv().unwrap().unwrap();
+    assert_eq!(store.status().durable, store.status().written);
+    drop(store);
+
+    let (_store, recovered) = start(data.path());
+    let state = recovered.state;
+    let expected = [("node-00000".to_owned(), 0), ("node-00001".to_owned(), 100)];
+    assert_eq!(numbers(&state), expected.into());
+    let scene = state.scene.unwrap();
+    assert_eq!(
+        (&*scene.nodes[0].0.owner, &*scene.nodes[1].0.owner),
+        ("Ada", "COMMON")
+    );
+    assert_eq!(scene.version.as_deref(), Some("0.9.10"));
+    assert_eq!(state.chat, [("1".to_owned(), json!({"text": "hello"}))]);
+    assert_eq!(state.tasks, [("t".to_owned(), json!({"done": false}))]);
+    assert_eq!(recovered.notes, [""; 0]);
+    let mut authors = Vec::new();
+    history(data.path(), &mut |entry| {
+        if let Record::Delete { author, .. } = entry.record {
+            authors.push((author.to_string(), entry.at > 0));
+        }
+    })
+    .unwrap();
+    assert_eq!(authors, [("Ada".to_owned(), true)]);
+}
+
+#[test]
+fn a_second_server_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, _) = start(data.path());
+    assert!(matches!(
+        open(data.path(), settings()),
+        Err(StoreError::InUse(_))
+    ));
+    drop(store);
+    start(data.path());
+}
+
+#[test]
+fn a_backup_stands_in_for_everything_else() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, _) = start(data.path());
+    let mut saved = state(5);
+    let scene = saved.scene.as_mut().unwrap();
+    scene.nodes[1].0.owner = "Ada".into();
+    let _ = store.append(scene.records("initialised", &"Ada".into()));
+    let Ok(Saved::Backup(info)) = back_up(&store, &saved, "auto-save") else {
+        panic!("not saved");
+    };
+    assert_eq!(info.about.unwrap().reason, "auto-save");
+    assert!(matches!(
+        back_up(&store, &saved, "auto-save"),
+        Ok(Saved::Unchanged)
+    ));
+    let _ = store.append(vec![change("node-00001", 7)]);
+    drop(store);
+
+    let (store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state)["node-00001"], 7);
+    drop(store);
+    // Even without the journal, what the backup holds is there.
+    std::fs::remove_dir_all(data.path().join("journal")).unwrap();
+    let _ = std::fs::remove_dir_all(data.path().join("state.sled"));
+    let (_store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state), numbers(&saved));
+    let nodes = recovered.state.scene.unwrap().nodes;
+    assert_eq!(&*nodes[1].0.owner, "Ada");
+}
