@@ -11,5 +11,6 @@ pub mod logging;
 pub mod net;
 pub mod password;
 pub mod platform;
+pub mod session;
 pub mod store;
 pub mod wire;

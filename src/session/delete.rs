@@ -1,0 +1,62 @@
+//! Deletes (docs/protocol.md, 3.6). A Delete that is not echoed has not happened, for its sender neither.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use crate::store::Record;
+use crate::wire::message::NodeId;
+
+use super::{ClientId, Session, Time};
+
+/// A node younger than this is deleted only by its creator: what refers to it may still be on its way to whoever
+/// takes it for an orphan.
+const NEWBORN: Duration = Duration::from_secs(5);
+
+impl Session {
+    pub(super) fn delete(&mut self, now: Time, id: ClientId, node: NodeId) {
+        if !self.may_edit_scene(now, id) {
+            return;
+        }
+        let Some(entry) = self.graph.get(&node) else {
+            // Nobody else has it; the sender removes its own when it hears so. A Node of the same author may be on its
+            // way on the other connection, sent before this.
+            if !self.graph.is_buried(&node) {
+                self.graph.bury(now, node.clone());
+            }
+            return self.answer_unknown(now, id, &node);
+        };
+        if !self.may_delete(id, &node) {
+            debug!(%node, "a Delete of somebody else's node is refused");
+            return self.undo_delete(now, id, &node);
+        }
+        let young = now.saturating_duration_since(entry.born) < NEWBORN && entry.creator.is_some();
+        if young && (entry.creator != Some(id) || self.is_healing(now)) {
+            debug!(%node, "a Delete of a newborn node is not carried out");
+            return self.undo_delete(now, id, &node);
+        }
+        self.graph.delete(now, &node);
+        self.record(Record::Delete {
+            id: node.clone(),
+            author: self.author(id),
+        });
+        self.healing.remove(&node);
+        self.announce_deletion(now, &node);
+    }
+
+    /// A Delete is refused by not echoing it, except to a client that has carried it out already: it gets the node again, and after
+    /// it those whose dependencies it has cleared of it.
+    fn undo_delete(&mut self, now: Time, id: ClientId, node: &NodeId) {
+        let acts_first = self
+            .clients
+            .get(&id)
+            .is_some_and(|client| client.dialect.acts_first());
+        if !acts_first {
+            return;
+        }
+        let parents = self.graph.parents(node);
+        for node in std::iter::once(node).chain(&parents) {
+            self.answer_with_node(now, id, node);
+        }
+    }
+}

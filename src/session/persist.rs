@@ -1,0 +1,282 @@
+//! What outlives the server: every change as a record for the journal, the whole as a state, and a session made from one.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tracing::info;
+
+use crate::admin::AdminReply;
+use crate::store::{Record, SavedClient, SavedScene, State as SavedState};
+use crate::wire::Dialect;
+use crate::wire::message::{COMMON, Login, NodeId, UserName};
+
+use super::client::{Client, HeldLogin, State, User};
+use super::{ClientId, Effect, Scene, Session, Settings, Time};
+
+/// So many deletions are told again after a restart. Only those of its last moment can be news to anybody.
+const DELETIONS: usize = 1000;
+
+impl Session {
+    /// A session that goes on where a saved one ended. Whoever was logged in may come back within the grace time and keeps name
+    /// and locks until then.
+    pub fn restored(now: Time, settings: Settings, saved: SavedState) -> Session {
+        let mut session = Session::new(now, settings);
+        session.noticeboard.restore(saved.chat, saved.tasks);
+        let Some(scene) = saved.scene else {
+            return session;
+        };
+        session.scene = Scene::Running;
+        session.version = scene.version;
+        for (node, commits) in scene.nodes {
+            session.graph.restore(now, node, commits);
+        }
+        let skip = saved.deleted.len().saturating_sub(DELETIONS);
+        session.deleted = saved.deleted.into_iter().skip(skip).collect();
+        for client in saved.clients {
+            session.expect_back(now, client);
+        }
+        let here: Vec<UserName> = session
+            .users()
+            .into_iter()
+            .filter_map(|id| session.name_of(id))
+            .collect();
+        session.graph.release_except(now, &here);
+        session
+    }
+
+    /// Puts another scene in the place of the one there is. Who is active gets what differs, everybody else joins it.
+    pub fn replace_scene(
+        &mut self,
+        now: Time,
+        scene: SavedScene,
+        reason: &str,
+    ) -> Result<(), &'static str> {
+        if matches!(self.scene, Scene::Initialising(_)) {
+            return Err("somebody is initialising the session just now; wait, or kick them");
+        }
+        if scene.nodes.is_empty() {
+            return Err("there is no node in it");
+        }
+        self.scene = Scene::Running;
+        self.version = scene.version;
+        let new: HashSet<NodeId> = scene
+            .nodes
+            .iter()
+            .map(|(node, _)| node.id.clone())
+            .collect();
+        let gone: Vec<NodeId> = self
+            .graph
+            .ids()
+            .filter(|id| !new.contains(*id))
+            .cloned()
+            .collect();
+        for node in &gone {
+            self.graph.delete(now, node);
+        }
+        self.healing.clear();
+        for (node, commits) in scene.nodes {
+            let id = node.id.clone();
+            self.graph.restore(now, node, commits);
+            self.graph.own(now, &id, &COMMON.into());
+        }
+        for id in self.users() {
+            let Some(user) = self.user_mut(id) else {
+                continue;
+            };
+            let version = user.version.clone();
+            match user.state {
+                State::Active => {
+                    gone.iter().for_each(|node| user.debts.deletion(node));
+                    for node in &new {
+                        user.debts.content(node);
+                        user.debts.owner(node);
+                    }
+                }
+                State::Joining(_) | State::Lobby => self.start_join(now, id),
+                State::Initialising => {}
+            }
+            if let Some(reason) = self.other_version(&version) {
+                self.end(now, id, &reason, "wrong version");
+            }
+            self.pump(now, id);
+        }
+        self.record_scene(reason, &"server".into());
+        self.noticeboard.changed();
+        Ok(())
+    }
+
+    /// Back to the lobby: an active client can only get there by connecting again.
+    pub(super) fn drop_scene(&mut self, now: Time) -> AdminReply {
+        if matches!(self.scene, Scene::Empty) {
+            return AdminReply::Failed(
+                "there is no scene; whoever has the admin password can press Init".into(),
+            );
+        }
+        let users = self.users();
+        for &id in &users {
+            self.end(
+                now,
+                id,
+                "a new scene begins, please connect again",
+                "new scene",
+            );
+        }
+        self.scene = Scene::Empty;
+        self.version = None;
+        self.graph.clear();
+        self.healing.clear();
+        self.record(Record::SceneDropped {
+            reason: "new".into(),
+        });
+        AdminReply::Done(format!(
+            "the scene is dropped and {} users have been told; whoever has the admin password can press Init",
+            users.len()
+        ))
+    }
+
+    pub(super) fn unpin(&mut self) -> AdminReply {
+        let Some(version) = self.version.take() else {
+            return AdminReply::Failed("the session belongs to no version yet".into());
+        };
+        self.record(Record::Pin {
+            version: None,
+            dialect: None,
+        });
+        AdminReply::Done(format!(
+            "the session belongs to version {version} no more; the next client decides"
+        ))
+    }
+
+    /// Keeps a place for somebody who was logged in before the restart.
+    fn expect_back(&mut self, now: Time, saved: SavedClient) {
+        let Some(dialect) = Dialect::of(&saved.version).filter(|dialect| dialect.resumes()) else {
+            return;
+        };
+        let id = ClientId(self.next_client);
+        self.next_client += 1;
+        let login = Login {
+            dialect,
+            one_password: false,
+            wants_admin: saved.admin,
+            name: saved.name.to_string(),
+            server_password: String::new(),
+            admin_password: String::new(),
+            version: saved.version,
+        };
+        let held = HeldLogin {
+            login,
+            admin: saved.admin,
+            since: now,
+            not_before: now,
+        };
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let mut user = User::new(now, held, saved.name, nowhere);
+        user.state = State::Active;
+        user.away = Some(now);
+        // What it has missed nobody knows.
+        for node in self.graph.ids() {
+            user.debts.content(node);
+            user.debts.owner(node);
+        }
+        for node in self
+            .deleted
+            .iter()
+            .filter(|node| !self.graph.contains(node))
+        {
+            user.debts.deletion(node);
+        }
+        let mut client = Client::new(saved.identity.clone(), dialect);
+        client.user = Some(Box::new(user));
+        self.identities.insert(saved.identity, id);
+        self.clients.insert(id, client);
+    }
+
+    /// Everything that is to outlive the server, as of now.
+    pub fn state(&mut self) -> SavedState {
+        let scene = matches!(self.scene, Scene::Running).then(|| self.saved_scene());
+        let (chat, tasks) = self.noticeboard.saved();
+        SavedState {
+            scene,
+            chat,
+            tasks,
+            deleted: self.deleted.iter().cloned().collect(),
+            clients: self
+                .clients
+                .values()
+                .filter_map(|client| {
+                    let user = client.user.as_deref().filter(|user| user.is_active())?;
+                    Some(saved_client(client, user))
+                })
+                .collect(),
+        }
+    }
+
+    fn saved_scene(&mut self) -> SavedScene {
+        let dialect = self.version.as_deref().and_then(Dialect::of);
+        SavedScene {
+            version: self.version.clone(),
+            dialect: dialect.map_or("", Dialect::name).to_owned(),
+            nodes: self.graph.all(),
+        }
+    }
+
+    /// Whom the journal names as the author of a change.
+    pub(super) fn author(&self, id: ClientId) -> UserName {
+        self.name_of(id).unwrap_or_else(|| "server".into())
+    }
+
+    pub(super) fn record(&mut self, record: Record) {
+        if let Record::Delete { id, .. } = &record {
+            if self.deleted.len() >= DELETIONS {
+                self.deleted.pop_front();
+            }
+            self.deleted.push_back(id.clone());
+        }
+        self.effects.push_back(Effect::Record(record));
+    }
+
+    /// The scene is another one from now on.
+    pub(super) fn record_scene(&mut self, reason: &str, author: &UserName) {
+        for record in self.saved_scene().records(reason, author) {
+            self.record(record);
+        }
+        self.effects.push_back(Effect::Save(reason.to_owned()));
+    }
+
+    /// A scene of no version, as after an import, belongs to that of the first client.
+    pub(super) fn pin_if_free(&mut self, id: ClientId) {
+        if self.version.is_some() || !matches!(self.scene, Scene::Running) {
+            return;
+        }
+        if let Some(client) = self.clients.get(&id)
+            && let Some(user) = client.user.as_deref()
+        {
+            let (version, dialect) = (user.version.clone(), client.dialect.name().to_owned());
+            info!(version, "the session belongs to this version from now on");
+            self.version = Some(version.clone());
+            self.record(Record::Pin {
+                version: Some(version),
+                dialect: Some(dialect),
+            });
+        }
+    }
+
+    pub(super) fn record_login(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get(&id)
+            && let Some(user) = client.user.as_deref()
+        {
+            let record = Record::Login(saved_client(client, user));
+            self.record(record);
+        }
+    }
+}
+
+fn saved_client(client: &Client, user: &User) -> SavedClient {
+    SavedClient {
+        identity: client.identity.clone(),
+        name: user.name.clone(),
+        admin: user.admin,
+        version: user.version.clone(),
+        dialect: client.dialect.name().to_owned(),
+    }
+}

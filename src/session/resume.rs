@@ -1,0 +1,109 @@
+//! What is repaired when a connection has broken and come back under the same identity (docs/protocol.md, 3.9).
+
+use tracing::info;
+
+use crate::wire::Channel;
+use crate::wire::message::{NodeId, Outbound};
+
+use super::client::{State, Trace};
+use super::graph::Source;
+use super::heartbeat::PING;
+use super::{ClientId, Session, Time};
+
+impl Session {
+    /// A channel of somebody logged in is back after its connection broke: what may be lost is repaired, for this channel alone.
+    pub(super) fn resumed(&mut self, now: Time, id: ClientId, channel: Channel) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let scene_channel = client.dialect.scene_channel();
+        let acts_first = client.dialect.acts_first();
+        if channel == Channel::Data
+            && scene_channel == channel
+            && let Some(link) = client.data.as_mut()
+        {
+            // The client may have had the header of a node and now waits for its chunk, whatever that is. Else it skips this.
+            link.send(now, &mut self.effects, &PING, Trace::Other);
+        }
+        let Some(user) = client.user.as_deref_mut() else {
+            return;
+        };
+        match channel {
+            Channel::Ttl => self.ping(now, id),
+            Channel::Command => {
+                user.away = None;
+                let lost = std::mem::take(&mut user.lost_commands);
+                info!(user = ?user.name, messages = lost.len(), "is back after a broken connection");
+                user.presence.owe_table();
+                for trace in &lost {
+                    match trace {
+                        Trace::Auth => user.may_not_know = true,
+                        Trace::Deletion(node) => user.debts.deletion(node),
+                        Trace::Owners(right) => {
+                            if let Outbound::Right { nodes, .. } = right.message() {
+                                nodes.iter().for_each(|node| user.debts.owner(node));
+                            }
+                        }
+                        Trace::Update(_) | Trace::Join | Trace::Other => {}
+                    }
+                }
+                if user.is_active() && acts_first {
+                    // Its Rights may be lost, and it has carried them out: it may take any node for its own or free. A lost
+                    // Delete is not made good: it would take all of the scene.
+                    for node in self.graph.ids() {
+                        user.debts.owner(node);
+                    }
+                }
+                if !user.is_active() {
+                    self.resume_init(now, id);
+                    self.resume_join(now, id, &lost);
+                }
+                self.noticeboard.changed();
+                self.pump(now, id);
+            }
+            // The scene is on its way, and part of it may be lost.
+            Channel::Publish if matches!(user.state, State::Initialising) => {
+                self.resume_init(now, id);
+            }
+            Channel::Data | Channel::Publish => {
+                if channel == Channel::Data {
+                    user.without_data = None;
+                }
+                let lost = std::mem::take(&mut user.lost_updates);
+                if matches!(user.state, State::Joining(_)) && scene_channel == channel {
+                    return self.resume_join(now, id, &lost);
+                }
+                if !user.is_active() {
+                    return;
+                }
+                let name = user.name.clone();
+                let mut repair: Vec<NodeId> = lost
+                    .iter()
+                    .filter_map(|trace| match trace {
+                        Trace::Update(footprint) => Some(footprint.node.clone()),
+                        _ => None,
+                    })
+                    .collect();
+                // What it sent itself may be lost too, without its knowledge.
+                repair.extend(user.edited.iter().map(|(_, node)| node.clone()));
+                repair.extend(self.graph.may_be_edited_by(&name));
+                info!(user = ?name, nodes = repair.len(), "nodes are sent again after a broken data connection");
+                for node in &repair {
+                    self.owe_repair(now, id, node);
+                }
+                self.pump(now, id);
+            }
+        }
+    }
+
+    fn owe_repair(&mut self, now: Time, id: ClientId, node: &NodeId) {
+        let Some(entry) = self.graph.get_mut(node) else {
+            return;
+        };
+        entry.came_from(now, Source::ServerTo(id));
+        if let Some(user) = self.user_mut(id) {
+            user.debts.content(node);
+            user.debts.owner(node);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Simulated clients on the session: random studios and stories.
+//!
+//! `SEEDS=20000 cargo test --release --test simulation` runs more of the random ones, `SEED=17` one of them with a trace.
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod delta;
+mod dialects;
+mod figures;
+mod lines;
+mod look;
+mod network;
+mod random;
+mod rules;
+mod spelling;
+mod stories;
+mod stories_dialects;
+mod stories_editing;
+mod stories_hostile;
+mod stories_login;
+mod stories_presence;
+mod stories_rights;
+mod user;
+mod world;
+
+#[test]
+fn random_studios_converge() {
+    if let Some(seed) = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
+        let faults = random::run(seed, true);
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        return;
+    }
+    let seeds: u64 = std::env::var("SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(200);
+    let mut failed = Vec::new();
+    for seed in 0..seeds {
+        let result = std::panic::catch_unwind(|| random::run(seed, false));
+        let faults = result.unwrap_or_else(|_| vec!["panicked".into()]);
+        if !faults.is_empty() {
+            eprintln!(
+                "SEED={seed}: {}",
+                faults[0].chars().take(300).collect::<String>()
+            );
+            failed.push(seed);
+        }
+    }
+    assert!(
+        failed.is_empty(),
+        "{} of {seeds} seeds fail: {failed:?}",
+        failed.len()
+    );
+}
