@@ -11,6 +11,7 @@ pub mod logging;
 pub mod net;
 pub mod password;
 pub mod platform;
+pub mod server;
 pub mod session;
 pub mod store;
 pub mod wire;

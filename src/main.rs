@@ -1,1 +1,83 @@
-fn main() {}
+//! The command line: reads the settings, starts the parts around the server, turns errors into one line and an exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use blender_multiuser::admin::Operator;
+use blender_multiuser::admin::console::Console;
+use blender_multiuser::backups;
+use blender_multiuser::banner::banner;
+use blender_multiuser::config::{self, Cli, Command, Config};
+use blender_multiuser::{logging, password, server};
+use clap::Parser;
+
+/// Exit code for settings that cannot be used.
+const USAGE: u8 = 2;
+
+/// What runs on after the server has ended gets this long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => return complain(&config::one_line(&error), USAGE),
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    let config = match cli.config.with_password_files() {
+        Ok(config) => config,
+        Err(error) => return complain(&format!("error: {error:#}"), USAGE),
+    };
+    let done = match cli.command {
+        None | Some(Command::Serve) => serve(config),
+        Some(Command::Backups) => tell(Ok(backups::table(&config.data_dir))),
+        Some(Command::Restore { name }) => {
+            tell(backups::restore_at_next_start(&config.data_dir, &name))
+        }
+        Some(Command::Export { file }) => tell(backups::export_offline(&config.data_dir, &file)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("error: {error:#}"), 1),
+    }
+}
+
+fn complain(line: &str, code: u8) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{line}");
+    ExitCode::from(code)
+}
+
+fn tell(answer: Result<String>) -> Result<()> {
+    let _ = writeln!(io::stdout(), "{}", answer?.trim_end());
+    Ok(())
+}
+
+fn serve(config: Config) -> Result<()> {
+    let logs = logging::start(&config)?;
+    let admin = password::admin_password(&config)?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let mut console = None;
+    let result = runtime.block_on(async {
+        let (operator, requests) = Operator::new();
+        server::run(config.clone(), admin.clone(), requests, |ports| {
+            let _ = writeln!(io::stdout(), "{}", banner(&config, ports, &admin));
+            let started = Console::start(operator.clone(), logs.clone(), &config.data_dir)?;
+            let leave = started.clone();
+            console = Some(started.clone());
+            operator
+                .obey_signals(started.is_terminal(), move || leave.leave())
+                .context("cannot listen to signals")
+        })
+        .await
+    });
+    runtime.shutdown_timeout(LAST_WORDS);
+    match console {
+        Some(console) => console.leave(),
+        None => logs.flush(LAST_WORDS),
+    }
+    result
+}

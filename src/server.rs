@@ -1,0 +1,483 @@
+//! Starts and joins the parts: the network reports to the session, whose decisions go back to the network, and the
+//! operator asks in between. One task owns the session.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, error, info, warn};
+
+use crate::admin::{AdminCommand, AdminReply, Request, StoreCommand};
+use crate::backups;
+use crate::config::{Bind, Config, Ports};
+use crate::net::{self, ConnId, Link};
+use crate::password::AdminPassword;
+use crate::session::{Effect, Event, Folded, Session, Settings, TICK};
+use crate::store::{
+    self, BackupRequest, DiskStore, Record, SaveResult, Saved, SavedScene, State, Store, Written,
+};
+
+/// Events on their way from the connections to the session; when it is full, connections stop reading.
+const EVENTS: usize = 1024;
+
+/// Events taken at once.
+const BATCH: usize = 256;
+
+/// How long a relay waits for the journal at most.
+const JOURNAL_PATIENCE: Duration = Duration::from_millis(5);
+
+const LOOK_AFTER_JOURNAL: Duration = Duration::from_secs(10);
+
+/// How long the last messages to clients may take when the server stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Serves until the operator says exit. `ready` is called once the ports are open.
+pub async fn run(
+    config: Config,
+    admin: AdminPassword,
+    requests: mpsc::Receiver<Request>,
+    ready: impl FnOnce(Ports) -> Result<()>,
+) -> Result<()> {
+    let (store, saved) = open_store(&config).await?;
+    let addresses = match &config.bind {
+        Bind::All => &[][..],
+        Bind::Only(addresses) => addresses,
+    };
+    let bound = net::bind(addresses, config.port).await?;
+    let ports = Ports::starting_at(bound.port())
+        .context("the ports that were bound are not four in a row")?;
+    let settings = Settings {
+        admin_password: admin.secret.clone(),
+        server_password: config.server_password.clone(),
+        timeout: config.timeout,
+        grace: config.grace,
+        port: ports.command,
+        versions: config.versions.clone(),
+    };
+    let (report, events) = mpsc::channel(EVENTS);
+    let network = bound.serve(net::Settings::default(), report);
+    let core = Core::new(
+        Session::restored(Instant::now(), settings, saved),
+        store,
+        &config,
+    );
+    info!(port = ports.command, "serving");
+    ready(ports)?;
+    // On a worker of the runtime, beside the connections, hand-overs cost a fraction of those from the main thread.
+    tokio::spawn(core.run(network, events, requests)).await?
+}
+
+/// Opens the data directory and reads what the last run left there.
+async fn open_store(config: &Config) -> Result<(DiskStore, State)> {
+    let settings = store::Settings {
+        max_backups: config.max_backups,
+        ..store::Settings::default()
+    };
+    let data_dir = config.data_dir.clone();
+    let began = Instant::now();
+    let (store, recovered) =
+        tokio::task::spawn_blocking(move || store::open(&data_dir, settings)).await??;
+    for note in &recovered.notes {
+        warn!("{note}");
+    }
+    if let (Some(scene), Some(source)) = (&recovered.state.scene, &recovered.source) {
+        info!(
+            nodes = scene.nodes.len(),
+            bytes = scene.bytes(),
+            version = scene.version,
+            source,
+            seconds = began.elapsed().as_secs_f32(),
+            "Session restored from disk"
+        );
+    }
+    Ok((store, recovered.state))
+}
+
+/// A scene that is to replace the running one, and who waits for that.
+struct Loaded {
+    name: String,
+    scene: SavedScene,
+    answer: oneshot::Sender<AdminReply>,
+}
+
+/// The session and what carries out its decisions.
+struct Core {
+    session: Session,
+    links: HashMap<ConnId, Link>,
+    /// One fold at a time is under way per node, so this is bounded by the number of nodes.
+    folded: mpsc::UnboundedSender<Folded>,
+    folds: mpsc::UnboundedReceiver<Folded>,
+    /// Scenes that the operator wants, read from files; as many as he has asked for.
+    loaded: mpsc::UnboundedSender<Loaded>,
+    loads: mpsc::UnboundedReceiver<Loaded>,
+    data_dir: PathBuf,
+    import: Option<PathBuf>,
+    store: DiskStore,
+    /// A receipt of the journal that took too long: until it is there, relays do not wait for others.
+    slow: Option<oneshot::Receiver<Written>>,
+    /// Everybody is leaving because the server stops: one save at the end does for all.
+    stopping: bool,
+    /// `None`: no backups by the clock.
+    save_interval: Option<Duration>,
+}
+
+impl Core {
+    fn new(session: Session, store: DiskStore, config: &Config) -> Self {
+        let (folded, folds) = mpsc::unbounded_channel();
+        let (loaded, loads) = mpsc::unbounded_channel();
+        Core {
+            session,
+            links: HashMap::new(),
+            folded,
+            folds,
+            loaded,
+            loads,
+            data_dir: config.data_dir.clone(),
+            import: config.import.clone(),
+            store,
+            slow: None,
+            stopping: false,
+            save_interval: config.save_interval,
+        }
+    }
+
+    async fn run(
+        mut self,
+        network: net::Server,
+        mut events: mpsc::Receiver<(ConnId, net::Event)>,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Result<()> {
+        if let Some(path) = self.import.take() {
+            self.import_scene(&path).await?;
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        // Without backups by the clock it only looks whether the journal wants one.
+        let mut save = tokio::time::interval(self.save_interval.unwrap_or(LOOK_AFTER_JOURNAL));
+        save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        match self.save_interval {
+            Some(interval) => info!("Auto-save enabled (interval: {}s)", interval.as_secs()),
+            None => info!("Auto-save disabled"),
+        }
+        let (answer, reply) = loop {
+            tokio::select! {
+                taken = events.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        bail!("the network has ended");
+                    }
+                    for (conn, event) in batch.drain(..) {
+                        self.event(conn, event);
+                    }
+                    self.carry_out().await;
+                }
+                Some(folded) = self.folds.recv() => {
+                    self.session.folded(Instant::now(), folded);
+                    self.carry_out().await;
+                }
+                Some(loaded) = self.loads.recv() => {
+                    self.replace_scene(loaded);
+                    self.carry_out().await;
+                }
+                _ = save.tick() => self.autosave(),
+                request = requests.recv() => {
+                    let Some((command, answer)) = request else {
+                        bail!("nobody is left who could stop the server");
+                    };
+                    if let AdminCommand::Store(command) = command {
+                        self.storage(command, answer);
+                        continue;
+                    }
+                    let exit = matches!(command, AdminCommand::Exit { .. });
+                    self.stopping = exit;
+                    if command == AdminCommand::New {
+                        self.save("before a new scene".into());
+                    }
+                    let mut reply = self.session.admin(Instant::now(), command);
+                    if let AdminReply::Status(status) = &mut reply {
+                        status.storage = backups::health(&self.store.status());
+                    }
+                    self.carry_out().await;
+                    if exit {
+                        break (answer, reply);
+                    }
+                    // Whoever asked may have gone.
+                    let _ = answer.send(reply);
+                }
+                _ = tick.tick() => {
+                    self.session.tick(Instant::now());
+                    self.carry_out().await;
+                }
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = answer.send(reply);
+        // A connection whose reports are not taken ends at once, with its last messages unsent.
+        let unheard = async { while events.recv().await.is_some() {} };
+        tokio::select! {
+            () = network.shutdown(FAREWELL) => {}
+            () = unheard => {}
+        }
+        self.last_save().await;
+        info!("stopped");
+        Ok(())
+    }
+
+    fn event(&mut self, conn: ConnId, event: net::Event) {
+        let now = Instant::now();
+        match event {
+            net::Event::Opened(peer, link) => {
+                self.links.insert(conn, link);
+                self.session.handle(now, conn, Event::Opened(peer));
+            }
+            net::Event::Message(message, _in_flight) => {
+                self.session.handle(now, conn, Event::Message(message))
+            }
+            net::Event::Refused(error) => self.session.handle(now, conn, Event::Refused(error)),
+            net::Event::Written(weight) => self.session.handle(now, conn, Event::Written(weight)),
+            net::Event::Progress => self.session.handle(now, conn, Event::Progress),
+            net::Event::Arrived(messages) => {
+                self.session.handle(now, conn, Event::Arrived(messages))
+            }
+            net::Event::Named(identity) => self.session.handle(now, conn, Event::Named(identity)),
+            net::Event::Closed(reason) => {
+                self.links.remove(&conn);
+                self.session.handle(now, conn, Event::Closed(reason));
+            }
+        }
+    }
+
+    /// What the session has decided: first the journal gets to know it, then everybody else.
+    async fn carry_out(&mut self) {
+        let mut records = Vec::new();
+        let mut others = Vec::new();
+        while let Some(effect) = self.session.poll_effect() {
+            match effect {
+                Effect::Record(record) => records.push(record),
+                other => others.push(other),
+            }
+        }
+        if !records.is_empty() {
+            self.write(records).await;
+        }
+        for effect in others {
+            match effect {
+                Effect::Record(_) => {}
+                Effect::Send(conn, message) => self.link(conn, |link| link.send(message)),
+                Effect::Trust(conn) => self.link(conn, |link| link.trust()),
+                Effect::Speak(conn, dialect) => self.link(conn, |link| link.speak(dialect)),
+                Effect::Close(conn, refuse) => self.link(conn, |link| link.close(refuse)),
+                Effect::Save(_) if self.stopping => {}
+                Effect::Save(reason) => self.save(reason),
+                Effect::Fold(job) => {
+                    let folded = self.folded.clone();
+                    tokio::task::spawn_blocking(move || {
+                        // The server may have stopped meanwhile.
+                        let _ = folded.send(job.run());
+                    });
+                }
+            }
+        }
+    }
+
+    /// Hands records to the kernel. A disk that is not done within a moment does not delay relays, nor do those after it.
+    async fn write(&mut self, records: Vec<Record>) {
+        let mut receipt = self.store.append(records);
+        if let Some(slow) = &mut self.slow {
+            match slow.try_recv() {
+                Err(oneshot::error::TryRecvError::Empty) => return,
+                _ => self.slow = None,
+            }
+        }
+        if tokio::time::timeout(JOURNAL_PATIENCE, &mut receipt)
+            .await
+            .is_err()
+        {
+            self.slow = Some(receipt);
+        }
+    }
+
+    fn autosave(&mut self) {
+        if let Some(why) = self.store.status().wants_save {
+            let receipt = self.request_backup(why, true);
+            tokio::spawn(async move { report(receipt.await, why) });
+        } else if self.save_interval.is_some() {
+            self.save("auto-save".into());
+        }
+    }
+
+    /// Has a backup made, unless nothing has changed since the last one.
+    fn save(&mut self, reason: String) {
+        let receipt = self.backup(&reason);
+        tokio::spawn(async move { report(receipt.await, &reason) });
+    }
+
+    async fn last_save(mut self) {
+        let reason = "shutdown";
+        let receipt = self.backup(reason);
+        report(receipt.await, reason);
+        if let Ok(Err(error)) = self.store.flush().await {
+            error!(error, "the last changes are not on the disk");
+        }
+        // Closing waits for the disk.
+        let store = self.store;
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+
+    /// What the operator wants of the store. The answer comes when it is done.
+    fn storage(&mut self, command: StoreCommand, answer: oneshot::Sender<AdminReply>) {
+        let data_dir = self.data_dir.clone();
+        match command {
+            StoreCommand::Save { note } => {
+                let receipt = self.request_backup(note.as_deref().unwrap_or("by hand"), true);
+                tokio::spawn(async move {
+                    let reply = match receipt.await {
+                        Ok(Ok(Saved::Backup(info))) => {
+                            AdminReply::Done(format!("saved as {}", info.path.display()))
+                        }
+                        Ok(Ok(Saved::Unchanged)) => {
+                            AdminReply::Done("nothing has changed since the last backup".into())
+                        }
+                        Ok(Ok(Saved::NoScene)) => {
+                            AdminReply::Failed("there is no scene to save".into())
+                        }
+                        Ok(Err(error)) => AdminReply::Failed(format!("not saved: {error}")),
+                        Err(_) => AdminReply::Failed("not saved: the store has ended".into()),
+                    };
+                    let _ = answer.send(reply);
+                });
+            }
+            StoreCommand::Backups => {
+                tokio::task::spawn_blocking(move || {
+                    answer.send(AdminReply::Done(backups::table(&data_dir)))
+                });
+            }
+            StoreCommand::Export { path } => {
+                let state = self.session.state();
+                tokio::task::spawn_blocking(move || {
+                    let reply = match backups::export(Path::new(&path), &state) {
+                        Ok(text) => AdminReply::Done(text),
+                        Err(error) => AdminReply::Failed(format!("{error:#}")),
+                    };
+                    answer.send(reply)
+                });
+            }
+            StoreCommand::Restore { name } => {
+                let before = self.backup("before a restore");
+                let loaded = self.loaded.clone();
+                tokio::spawn(async move {
+                    if let Ok(Err(error)) = before.await {
+                        let text = format!(
+                            "not restored, since the running scene could not be backed up: {error}"
+                        );
+                        return drop(answer.send(AdminReply::Failed(text)));
+                    }
+                    let read = tokio::task::spawn_blocking(move || backups::read(&data_dir, &name));
+                    match read.await {
+                        Ok(Ok((name, scene))) => drop(loaded.send(Loaded {
+                            name,
+                            scene,
+                            answer,
+                        })),
+                        Ok(Err(error)) => {
+                            drop(answer.send(AdminReply::Failed(format!("{error:#}"))))
+                        }
+                        Err(_) => drop(
+                            answer.send(AdminReply::Failed("the backup could not be read".into())),
+                        ),
+                    }
+                });
+            }
+        }
+    }
+
+    /// Begins with the scene of a file. What was there is backed up first.
+    async fn import_scene(&mut self, path: &Path) -> Result<()> {
+        if let Ok(Err(error)) = self.backup("before an import").await {
+            bail!("not imported, since the scene that is there could not be backed up: {error}");
+        }
+        let file = path.to_owned();
+        let scene = tokio::task::spawn_blocking(move || backups::read_file(&file)).await??;
+        let nodes = scene.nodes.len();
+        self.session
+            .replace_scene(Instant::now(), scene, "imported")
+            .map_err(|why| anyhow::anyhow!("{} is not imported: {why}", path.display()))?;
+        self.carry_out().await;
+        info!(nodes, file = %path.display(), "scene imported");
+        Ok(())
+    }
+
+    fn replace_scene(&mut self, loaded: Loaded) {
+        let Loaded {
+            name,
+            scene,
+            answer,
+        } = loaded;
+        let nodes = scene.nodes.len();
+        let reason = format!("restored from {name}");
+        let reply = match self.session.replace_scene(Instant::now(), scene, &reason) {
+            Ok(()) => {
+                info!(nodes, name, "Session restored from disk");
+                AdminReply::Done(format!(
+                    "{name} is restored: {nodes} nodes, on their way to everybody"
+                ))
+            }
+            Err(why) => AdminReply::Failed(format!("not restored: {why}")),
+        };
+        let _ = answer.send(reply);
+    }
+
+    fn backup(&mut self, reason: &str) -> oneshot::Receiver<SaveResult> {
+        self.request_backup(reason, false)
+    }
+
+    fn request_backup(
+        &mut self,
+        reason: &str,
+        even_if_unchanged: bool,
+    ) -> oneshot::Receiver<SaveResult> {
+        let state = self.session.state();
+        let users = state
+            .clients
+            .iter()
+            .map(|client| client.name.to_string())
+            .collect();
+        self.store.backup(
+            state,
+            BackupRequest {
+                reason: reason.to_owned(),
+                users,
+                even_if_unchanged,
+            },
+        )
+    }
+
+    fn link(&mut self, conn: ConnId, act: impl FnOnce(&mut Link)) {
+        match self.links.get_mut(&conn) {
+            Some(link) => act(link),
+            None => debug!(
+                ?conn,
+                "something was to be done with a connection that has ended"
+            ),
+        }
+    }
+}
+
+fn report(result: Result<SaveResult, oneshot::error::RecvError>, reason: &str) {
+    match result {
+        // The store has said so, with the reason of the last of those that this save stands for.
+        Ok(Ok(Saved::Backup(_))) => {}
+        Ok(Ok(Saved::Unchanged | Saved::NoScene)) => debug!(reason, "nothing to save"),
+        Ok(Err(error)) => error!(
+            reason,
+            error, "the session could not be saved; it is still in the journal"
+        ),
+        Err(_) => error!(
+            reason,
+            "the session could not be saved: the store has ended"
+        ),
+    }
+}

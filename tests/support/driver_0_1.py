@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""As driver.py, for the four-socket versions: one real `replication` 0.1.x client per process.
+
+Their library has threads of its own for the network, so this main loop only applies what came, edits, and answers.
+"""
+import collections
+import collections.abc
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import time
+import traceback
+
+collections.MutableMapping = collections.abc.MutableMapping  # these versions still look for it here
+
+from replication import __version__
+import replication.network
+from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL
+from replication.data import RepRightCommand, ReplicatedDataFactory, ReplicatedDatablock
+from replication.interface import session
+
+from datablocks import BLOCKS, STAMPS, TYPES, Collection, Scene, canonical, jsonable, new_object, new_scene
+
+def implementation(block):
+    """The library's view of one datablock type; its class is named as those of the add-on."""
+
+    class Implementation(ReplicatedDatablock):
+        diff_method = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if self.instance is not None:
+                self.instance.uuid = self.uuid
+
+        def resolve(self):
+            self.instance = BLOCKS.get(self.uuid)
+            if self.instance is None:
+                self.instance = block(self.data["name"])
+                self.instance.uuid = self.uuid
+
+        def is_valid(self):
+            return True
+
+        def resolve_deps(self):
+            return [linked for role in block.roles for linked in self.instance.links[role]]
+
+        def _dump(self, instance=None):
+            import copy
+            data = {"name": instance.name, **copy.deepcopy(instance.data)}
+            for role in block.roles:
+                data[role] = [linked.uuid for linked in instance.links[role]]
+            return data
+
+        def _load(self, data=None, target=None):
+            import copy
+            target.name = data["name"]
+            target.data = copy.deepcopy({k: v for k, v in data.items() if k not in STAMPS and k not in block.roles})
+            for role in block.roles:
+                target.links[role] = [BLOCKS[u] for u in data.get(role, ()) if u in BLOCKS]
+
+    Implementation.__name__ = Implementation.__qualname__ = f"Bl{block.__name__}"
+    return Implementation
+
+
+class Reasons(logging.Handler):
+    """The library tells its user why a session ended by its log alone."""
+
+    def __init__(self, driver):
+        super().__init__()
+        self.driver = driver
+
+    def emit(self, record):
+        text = record.getMessage()
+        if text.startswith(("Quitting session.", "Connection refused", "Connection failed", "Failed to connect")):
+            self.driver.exit_reason = text
+        if text.endswith("Cause:Error fetching data") and self.driver.lines_break:
+            return  # the server makes sure that headers and chunks are in step again
+        if "Corrupted frame" in text or "Failed to push" in text or "Load " in text and "failed" in text:
+            self.driver.violation(text)
+
+
+class Driver:
+    def __init__(self):
+        self.input = b""
+        self.jobs = []
+        self.name = None
+        self.exit_reason = None
+        self.exited = False
+        self.left = False
+        self.pushed_first = False
+        self.last_state = STATE_INITIAL
+        self.selection = set()
+        self.lines_break = False
+        factory = ReplicatedDataFactory()
+        for block in TYPES:
+            factory.register_type(block, implementation(block))
+        session.configure(factory=factory)
+        session.register("on_connection")(lambda: None)
+        session.register("on_exit")(self.on_exit)
+        logging.getLogger().addHandler(Reasons(self))
+
+    def emit(self, **line):
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+    def violation(self, text):
+        self.emit(event="violation", text=text)
+
+    def on_exit(self, reason=None):
+        """Later 0.1 versions tell the reason here as well."""
+        self.exit_reason = self.exit_reason or reason
+        self.exited = True
+
+    # --- the main loop --------------------------------------------------------------------------
+
+    def state(self):
+        return session.state["STATE"]
+
+    def nodes(self):
+        """The graph changes under the reader's hands."""
+        while True:
+            try:
+                return dict(session._graph.store)
+            except RuntimeError:
+                pass
+
+    def turn(self):
+        state = self.state()
+        if self.exited:
+            self.exited, self.last_state = False, STATE_INITIAL
+            self.jobs.clear()
+            self.emit(event="exit", reason=jsonable(self.exit_reason or "user"))
+            return
+        if state != self.last_state:
+            self.last_state = state
+            self.emit(event="state", state=state)
+        if state != STATE_ACTIVE:
+            return
+        for key, node in self.nodes().items():
+            if node.state == FETCHED:
+                try:
+                    session.apply(key)
+                except Exception as error:
+                    traceback.print_exc()
+                    self.violation(f"node {key} cannot be applied: {type(error).__name__}: {error}")
+        if not self.pushed_first:
+            self.pushed_first = True
+            session.update_user_metadata({"color": (0.1, 0.5, 0.25, 1), "frame_current": 1, "scene_current": "Scene",
+                                          "mode_current": "OBJECT", "view_corners": None})
+
+    def run(self):
+        while True:
+            self.read_input()
+            self.turn()
+            for job in list(self.jobs):
+                job()
+            time.sleep(0.005)
+
+    def read_input(self):
+        while select.select([sys.stdin], [], [], 0)[0]:
+            chunk = os.read(sys.stdin.fileno(), 1 << 16)
+            if not chunk:
+                os._exit(0)
+            self.input += chunk
+            while b"\n" in self.input:
+                line, self.input = self.input.split(b"\n", 1)
+                request = json.loads(line)
+                try:
+                    result = getattr(self, "do_" + request["cmd"])(**request.get("args", {}))
+                except Exception as error:
+                    logging.warning("command %s failed", request, exc_info=True)
+                    self.emit(id=request["id"], error=f"{type(error).__name__}: {error}")
+                else:
+                    self.emit(id=request["id"], result=jsonable(result))
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    def node(self, ref):
+        nodes = self.nodes()
+        if ref in nodes:
+            return nodes[ref]
+        kind, _, name = ref.rpartition(":")
+        for node in nodes.values():
+            if node.data and node.data.get("name") == name and kind in ("", node.str_type[2:]):
+                return node
+        raise KeyError(f"no node {ref}")
+
+    def settled_node(self, ref):
+        node = self.node(ref)
+        if node.state == FETCHED:
+            session.apply(node.uuid)
+        return node
+
+    def publish(self, node):
+        node.state = 5  # MODIFIED, as after a look at the datablock
+        session.commit(node.uuid)
+        session.push(node.uuid)
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def do_connect(self, port, name, address="127.0.0.1", server_password=None, admin_password=None, timeout=5000,
+                   version=None, turn_ms=1, lines_break=False):
+        BLOCKS.clear()
+        self.lines_break = lines_break
+        self.name, self.exit_reason, self.pushed_first, self.selection = name, None, False, set()
+        if version:
+            replication.network.__version__ = version
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ipc_port = probe.getsockname()[1]
+        if self.left:
+            factory = session._factory
+            session.configure(factory=factory)
+        self.left = True
+        session.connect(id=name, address=address, port=port, ipc_port=ipc_port, timeout=timeout,
+                        password=admin_password or server_password)
+
+    def do_init(self, objects=(), vertices=8):
+        if not self.nodes():
+            session.add(new_scene(objects, vertices))
+        session.init()
+
+    def do_disconnect(self, reason="user"):
+        session.disconnect()
+        end = time.monotonic() + 10
+        while session._orchestrator.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.turn()
+
+    def do_edit(self, ref, code, cheat=False):
+        node = self.settled_node(ref)
+        exec(code, {"d": node.instance.data, "b": node.instance, "node": self.node})
+        if cheat:
+            owner, node.owner = node.owner, RP_COMMON
+            self.publish(node)
+            node.owner = owner
+        else:
+            self.publish(node)
+
+    def do_push_full(self, ref, code="", cheat=False):
+        self.do_edit(ref, code, cheat)
+
+    def do_add(self, name, collection="Collection", vertices=8):
+        parent = self.settled_node(collection)
+        parent.instance.links["objects"].append(new_object(name, vertices))
+        self.publish(parent)
+        return self.node(f"Object:{name}").uuid
+
+    def do_delete(self, name):
+        target = self.settled_node(name).instance
+        for node in list(self.nodes().values()):
+            if node.instance and any(target in linked for linked in node.instance.links.values()):
+                for linked in node.instance.links.values():
+                    linked[:] = [other for other in linked if other is not target]
+                self.publish(node)
+        gone = [target, *target.links.get("mesh", ())]
+        for block in gone:
+            session.remove(block.uuid, remove_dependencies=False)
+
+    def do_rm(self, ref, dependencies=False, cheat=False):
+        node = self.node(ref)
+        if cheat:
+            node.owner = RP_COMMON
+        session.remove(node.uuid, remove_dependencies=dependencies)
+
+    def do_drag(self, refs, rate=30, seconds=1.0, key="location"):
+        start, count, sent = time.monotonic(), 0, 0
+
+        def tick():
+            nonlocal count, sent
+            now = time.monotonic()
+            if now < start + count / rate:
+                return
+            if now >= start + seconds or self.state() != STATE_ACTIVE:
+                self.jobs.remove(tick)
+                return self.emit(event="drag", refs=refs, edits=count, sent=sent)
+            ref = refs[count % len(refs)]
+            count += 1
+            try:
+                node = self.settled_node(ref)
+                if node.owner not in (self.name, RP_COMMON):
+                    return
+                values = node.instance.data.setdefault(key, [0.0, 0.0, 0.0])
+                values[count % 3] = count / 64.0 + len(self.name) * 1000.0
+                self.publish(node)
+                sent += 1
+            except Exception as error:
+                logging.warning("drag of %s: %s", ref, error, exc_info=True)
+        self.jobs.append(tick)
+
+    def do_lock(self, refs, dependencies=True, owner=None):
+        for ref in refs:
+            session.change_owner(self.node(ref).uuid, owner or self.name, affect_dependencies=dependencies)
+
+    def do_unlock(self, refs, dependencies=True):
+        for ref in refs:
+            session.change_owner(self.node(ref).uuid, RP_COMMON, affect_dependencies=dependencies)
+
+    def do_select(self, refs):
+        chosen = {self.node(ref).uuid for ref in refs}
+        for key in self.selection - chosen:
+            session.change_owner(key, RP_COMMON)
+        for key in chosen - self.selection:
+            session.change_owner(key, self.name)
+        self.selection = chosen
+
+    def do_take(self, ref):
+        """A Right without the library's own check."""
+        command = RepRightCommand(owner=self.name, data={"uuid": self.node(ref).uuid, "owner": self.name})
+        command.execute(session._graph)
+        session._item_to_push.put(command)
+
+    def do_metadata(self, code):
+        session.update_user_metadata(eval(code))
+
+    def do_kick(self, user, cheat=False):
+        if cheat:
+            from replication.data import RepKickCommand
+            session._item_to_push.put(RepKickCommand(owner=self.name, data={"user": user}))
+        else:
+            session.kick(user)
+
+    def do_pause(self, seconds):
+        time.sleep(seconds)
+        self.emit(event="resumed")
+
+    def do_status(self):
+        return {"state": self.state(), "reason": self.exit_reason, "users": list(session.online_users),
+                "jobs": len(self.jobs)}
+
+    def do_users(self):
+        return dict(session.online_users)
+
+    def do_graph(self):
+        return {key: {"owner": node.owner, "deps": list(node.dependencies or []), "data": canonical(node.data)}
+                for key, node in self.nodes().items()}
+
+    def do_node(self, ref):
+        node = self.node(ref)
+        return {"uuid": node.uuid, "owner": node.owner, "deps": list(node.dependencies or []), "state": node.state,
+                "data": canonical(node.data)}
+
+    def do_get(self, ref, code):
+        node = self.node(ref)
+        return eval(code, {"d": node.data, "n": node})
+
+    def do_log(self):
+        return []
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
+                        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    Driver().run()
