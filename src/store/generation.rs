@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -99,14 +100,30 @@ pub(super) fn guarded<T: Send>(
     })
 }
 
+/// How long, and how often, to wait for the lock of a database that was closed just now: sled gives it back from a thread of its
+/// own. That nobody else has it is sure, for the whole data directory is locked.
+const LOCK_WAIT: Duration = Duration::from_millis(50);
+const LOCK_TRIES: u32 = 100;
+
 pub(super) fn open_sled(directory: &Path) -> Result<sled::Db, String> {
-    sled::Config::new()
-        .path(directory)
-        .segment_size(SEGMENT)
-        .cache_capacity(CACHE)
-        .flush_every_ms(None)
-        .open()
-        .map_err(|error| error.to_string())
+    let mut tries = 0;
+    loop {
+        let opened = sled::Config::new()
+            .path(directory)
+            .segment_size(SEGMENT)
+            .cache_capacity(CACHE)
+            .flush_every_ms(None)
+            .open();
+        match opened {
+            Err(sled::Error::Io(error))
+                if tries < LOCK_TRIES && error.to_string().contains("lock") =>
+            {
+                tries += 1;
+                thread::sleep(LOCK_WAIT);
+            }
+            opened => return opened.map_err(|error| error.to_string()),
+        }
+    }
 }
 
 pub(super) fn flush(db: &sled::Db, directory: &Path) -> Result<(), String> {
