@@ -116,11 +116,6 @@ impl Session {
     pub fn scene(&mut self) -> Vec<(Node, Vec<Commit>)> {
         self.graph.all()
     }
-
-    /// Whether somebody is logged in.
-    pub fn is_idle(&self) -> bool {
-        self.users().is_empty()
-    }
 }
 
 /// Bytes waiting to be sent to a client.
