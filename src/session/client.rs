@@ -24,13 +24,12 @@ const RECEIVE_QUEUE: usize = 1_000;
 /// Unread messages remembered for a peer that does not tell what has arrived, and edits of a client.
 const MEMORY: usize = 4_000;
 
-/// A client's main loop turns at least once in this time when it is alive. Usually it is 20 to 200 times a second
-/// (docs/protocol.md, 3.5), but a computer may be busy, and too few turns counted cost nothing but commands about nothing.
+/// Messages that a client sends in one turn of its main loop arrive within this time. Usually it turns 20 to 200 times a
+/// second (docs/protocol.md, 3.5); too few turns counted cost nothing but commands about nothing.
 const TURN: Duration = Duration::from_millis(200);
 
-/// Two signs of life further apart than this say nothing about the time between them: Blender may have been rendering.
-/// What a client says may also have been under way for so long, so it proves nothing about the time since.
-const LIVELY_GAP: Duration = Duration::from_secs(1);
+/// A message may have been under way for so long, so it proves nothing about what has arrived since.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// How far back a loss may reach on a connection whose peer does not tell what has arrived.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
@@ -294,11 +293,8 @@ pub struct User {
     /// Nodes that it has changed lately, to be repaired should its connection break.
     pub edited: VecDeque<(Time, NodeId)>,
     unread: VecDeque<Unread>,
-    /// Since when it has given signs of life without a longer gap, and the last one.
-    lively_since: Time,
-    last_sign: Time,
-    /// Turns of its main loop up to this moment have been counted.
-    counted: Time,
+    /// When a turn of its main loop was counted last.
+    last_turn: Time,
 }
 
 impl Client {
@@ -461,9 +457,7 @@ impl User {
             flavour: None,
             edited: VecDeque::new(),
             unread: VecDeque::new(),
-            lively_since: now,
-            last_sign: now,
-            counted: now,
+            last_turn: now,
         }
     }
 
@@ -511,18 +505,15 @@ impl User {
             .partition_point(|unread| unread.covered.is_some())
     }
 
-    /// A client that goes on giving signs of life turns its main loop, and handles what has arrived.
+    /// A message from the client's main loop proves that it has turned, and handled one of the messages that were there.
     fn turned(&mut self, now: Time) {
-        if now.saturating_duration_since(self.last_sign) > LIVELY_GAP {
-            self.lively_since = now;
+        // Closer together they may come from one turn.
+        if now.saturating_duration_since(self.last_turn) < TURN {
+            return;
         }
-        self.last_sign = now;
-        while let Some(arrived) = self.unread.front().and_then(|unread| unread.arrived) {
-            let turn = self.counted.max(self.lively_since).max(arrived) + TURN;
-            if turn + LIVELY_GAP > now {
-                break;
-            }
-            self.counted = turn;
+        self.last_turn = now;
+        let arrived = self.unread.front().and_then(|unread| unread.arrived);
+        if arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) >= UNDER_WAY) {
             self.unread.pop_front();
         }
     }
@@ -536,7 +527,7 @@ impl User {
             let arrived = if link.confirms {
                 unread.number <= link.arrived
             } else {
-                link.outstanding == 0 && now.saturating_duration_since(unread.sent) > LIVELY_GAP
+                link.outstanding == 0 && now.saturating_duration_since(unread.sent) > UNDER_WAY
             };
             if !arrived {
                 break;

@@ -68,7 +68,7 @@ fn rage(artist: &Client, mut dice: Dice, time: Duration) {
                 json!({"ref": object, "code": format!("d['location'][0] = {number}.5")}),
             ),
         }
-        thread::sleep(Duration::from_millis(dice.roll(150)));
+        thread::sleep(Duration::from_millis(dice.roll(70)));
     }
 }
 

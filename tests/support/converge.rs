@@ -41,7 +41,8 @@ pub fn assert_converged(clients: &[&Client]) {
                 }
                 assert!(
                     start.elapsed() < DEADLINE,
-                    "graphs stay different: {difference}"
+                    "graphs stay different: {difference}{}",
+                    history(clients, &difference)
                 );
             }
         }
@@ -50,6 +51,20 @@ pub fn assert_converged(clients: &[&Client]) {
     for client in clients {
         client.assert_in_session();
     }
+}
+
+/// What each client sent and received about the node that a difference names.
+fn history(clients: &[&Client], difference: &str) -> String {
+    let key = difference.split_whitespace().nth(1).unwrap_or_default();
+    let mut text = format!("\n    history of {key}");
+    for client in clients {
+        for message in client.messages() {
+            if message.to_string().contains(key) {
+                text += &format!("\n    {}: {message}", client.name);
+            }
+        }
+    }
+    text
 }
 
 /// The first node that two clients hold differently, or that names a dependency nobody has.

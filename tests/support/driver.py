@@ -400,6 +400,9 @@ class Driver:
     def do_edit(self, ref, code, cheat=False):
         """Runs `code` with `d` (the datablock's data) and `b` (the datablock), then commits and pushes."""
         node = self.settled_node(ref)
+        if not cheat:
+            # The add-on leaves alone what somebody else has locked; the library would commit it here and then not push it.
+            self.repository.assert_modification_rights(node.uuid)
         exec(code, {"d": node.instance.data, "b": node.instance, "node": self.node,
                     "block": lambda r: self.settled_node(r).instance})
         if not cheat:
@@ -411,6 +414,8 @@ class Driver:
 
     def do_push_full(self, ref, code="", cheat=False):
         node = self.settled_node(ref)
+        if not cheat:
+            self.repository.assert_modification_rights(node.uuid)
         if code:
             exec(code, {"d": node.instance.data, "b": node.instance})
             porcelain.commit(self.repository, node.uuid)
