@@ -31,7 +31,8 @@ use source::Sources;
     disable_help_subcommand = true,
     args_override_self = true,
     after_help = "An empty value counts as not given. Set passwords in the environment or in a file: \
-                  a command line can be read by every user of the computer."
+                  a command line can be read by every user of the computer. \
+                  Flags of replication.serve (-pwd, -apwd, -spwd, -lf) mean the same here."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -443,8 +444,9 @@ fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
+/// A service's working directory is rarely the one its operator thinks of: what is shown should say it all.
 fn path(text: &str) -> Result<PathBuf, String> {
-    Ok(text.into())
+    std::path::absolute(text).map_err(|error| format!("give the whole path: {error}"))
 }
 
 fn port(text: &str) -> Result<u16, String> {

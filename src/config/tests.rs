@@ -17,7 +17,10 @@ fn defaults() {
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.log_level, LevelFilter::INFO);
     assert_eq!(config.log_file, None);
-    assert_eq!(config.data_dir, PathBuf::from("data"));
+    assert_eq!(
+        config.data_dir,
+        std::env::current_dir().unwrap().join("data")
+    );
 }
 
 #[test]

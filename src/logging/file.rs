@@ -25,9 +25,7 @@ pub(super) struct LogFile {
 
 impl LogFile {
     pub fn open(path: &Path, max_size: Option<u64>, kept: u32) -> Result<Self> {
-        // A service's working directory is rarely the one its operator thinks of.
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let file = match append_to(&path) {
+        let file = match append_to(path) {
             Ok(file) => file,
             Err(error) => {
                 let shown = path.display();
@@ -42,7 +40,7 @@ impl LogFile {
             }
         };
         Ok(Self {
-            path,
+            path: path.to_owned(),
             file: Some(file),
             max_size,
             limit: max_size.unwrap_or(u64::MAX),
@@ -232,10 +230,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = LogFile::open(dir.path(), None, 1).err().unwrap();
         assert!(error.to_string().contains("--log-file"), "{error}");
-        let error = LogFile::open(Path::new("no/such/log"), None, 1)
+        let directory = dir.path().join("no/such");
+        let error = LogFile::open(&directory.join("log"), None, 1)
             .err()
             .unwrap();
-        let directory = std::env::current_dir().unwrap().join("no/such");
         let expected = format!("there is no directory {}; make it", directory.display());
         assert!(error.to_string().contains(&expected), "{error}");
     }
