@@ -2,18 +2,25 @@
 //!
 //! An empty value means unset, wherever it comes from: the default then applies.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result, bail};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::password::{self, Secret};
 use crate::wire::{DataFormat, dialect};
+
+mod legacy;
+mod source;
+
+pub use source::Source;
+use source::Sources;
 
 /// Collaboration server for Blender's Multi-User add-on.
 ///
@@ -24,7 +31,8 @@ use crate::wire::{DataFormat, dialect};
     disable_help_subcommand = true,
     args_override_self = true,
     after_help = "An empty value counts as not given. Set passwords in the environment or in a file: \
-                  a command line can be read by every user of the computer."
+                  a command line can be read by every user of the computer. \
+                  Flags of replication.serve (-pwd, -apwd, -spwd, -lf) mean the same here."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -57,11 +65,13 @@ type Maybe<T> = Option<T>;
 pub struct Config {
     /// First of four TCP ports in a row: commands, data, heartbeat, old clients; 0 takes free ones
     #[arg(
+        short,
         long,
         env = "PORT",
         value_name = "NUMBER",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        allow_negative_numbers = true
     )]
     #[arg(default_value = "5555", value_parser = or_default("5555", port))]
     pub port: u16,
@@ -80,6 +90,7 @@ pub struct Config {
     /// Password of those who may start the session and kick [default: made and kept in the data directory]
     #[arg(
         long,
+        alias = "password",
         env = "ADMIN_PASSWORD",
         value_name = "PASSWORD",
         global = true,
@@ -123,11 +134,13 @@ pub struct Config {
 
     /// A user whose heartbeat is silent for longer has left, in milliseconds
     #[arg(
+        short,
         long,
         env = "TIMEOUT",
         value_name = "MS",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        allow_negative_numbers = true
     )]
     #[arg(default_value = "5000", value_parser = or_default("5000", timeout))]
     pub timeout: Duration,
@@ -138,7 +151,8 @@ pub struct Config {
         env = "GRACE",
         value_name = "S",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        allow_negative_numbers = true
     )]
     #[arg(default_value = "5", value_parser = or_default("5", grace))]
     pub grace: Duration,
@@ -156,6 +170,7 @@ pub struct Config {
 
     /// What to log: error, warn, info, debug or trace, each with what comes before it
     #[arg(
+        short,
         long,
         env = "LOG_LEVEL",
         value_name = "LEVEL",
@@ -176,13 +191,49 @@ pub struct Config {
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     pub log_file: Maybe<PathBuf>,
 
+    /// How lines are logged: text, or json with one object per line
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        global = true,
+        hide_env_values = true
+    )]
+    #[arg(default_value = "text", value_parser = or_default("text", log_format))]
+    pub log_format: LogFormat,
+
+    /// Size at which the log file is put aside as FILE.1 and begun anew, in MB; 0: never
+    #[arg(
+        long,
+        env = "LOG_MAX_SIZE",
+        value_name = "MB",
+        global = true,
+        hide_env_values = true,
+        allow_negative_numbers = true
+    )]
+    #[arg(default_value = "10", value_parser = or_default("10", log_max_size))]
+    pub log_max_size: Maybe<u64>,
+
+    /// Log files put aside that are kept
+    #[arg(
+        long,
+        env = "LOG_MAX_FILES",
+        value_name = "NUMBER",
+        global = true,
+        hide_env_values = true,
+        allow_negative_numbers = true
+    )]
+    #[arg(default_value = "5", value_parser = or_default("5", log_max_files))]
+    pub log_max_files: u32,
+
     /// Time between two backups of the session, in seconds; 0: none by the clock
     #[arg(
         long,
         env = "SAVE_INTERVAL",
         value_name = "S",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        allow_negative_numbers = true
     )]
     #[arg(default_value = "120", value_parser = or_default("120", save_interval))]
     pub save_interval: Maybe<Duration>,
@@ -193,7 +244,8 @@ pub struct Config {
         env = "MAX_BACKUPS",
         value_name = "NUMBER",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        allow_negative_numbers = true
     )]
     #[arg(default_value = "10", value_parser = or_default("10", max_backups))]
     pub max_backups: usize,
@@ -219,28 +271,84 @@ pub struct Config {
     )]
     #[arg(default_value = "data", value_parser = or_default("data", path))]
     pub data_dir: PathBuf,
+
+    /// A flag of the Python server. It changed nothing there either.
+    #[arg(long, global = true, hide = true)]
+    pub attached: bool,
+
+    /// Where each of the above came from.
+    #[arg(skip)]
+    sources: Sources,
+}
+
+impl Cli {
+    /// Reads a command line, program name first, and the environment. Understands the Python server's, too.
+    pub fn read<T: Into<OsString>>(
+        arguments: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let arguments = legacy::words(arguments.into_iter().map(Into::into).collect());
+        let mut command = legacy::with_environment(Self::command());
+        let matches = command
+            .try_get_matches_from_mut(legacy::with_long_flags(&arguments))
+            .map_err(|error| legacy::explain(error, &command, &arguments))?;
+        let mut cli = Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+        cli.config.sources = Sources::of(&command, &matches, &arguments);
+        Ok(cli)
+    }
 }
 
 impl Config {
-    /// Reads the password files.
-    pub fn with_password_files(mut self) -> Result<Self> {
-        for (password, file, name) in [
+    /// Where a setting came from, by the name of its field.
+    pub fn source(&self, setting: &str) -> &Source {
+        self.sources.of_setting(setting)
+    }
+
+    /// Reads the password files, and for passwords that nobody has given the credentials of the service manager.
+    pub fn with_password_files(self) -> Result<Self> {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        self.with_passwords_of(credentials.as_deref())
+    }
+
+    fn with_passwords_of(mut self, credentials: Option<&Path>) -> Result<Self> {
+        for (password, file, setting, file_setting) in [
             (
                 &mut self.admin_password,
                 &self.admin_password_file,
-                "ADMIN_PASSWORD",
+                "admin_password",
+                "admin_password_file",
             ),
             (
                 &mut self.server_password,
                 &self.server_password_file,
-                "SERVER_PASSWORD",
+                "server_password",
+                "server_password_file",
             ),
         ] {
-            let Some(file) = file else { continue };
-            if password.is_some() {
-                bail!("{name} and {name}_FILE are both set; set one of them");
+            match file {
+                Some(_) if password.is_some() => bail!(
+                    "{} and {} are both given; give one of them",
+                    self.sources.of_setting(setting),
+                    self.sources.of_setting(file_setting)
+                ),
+                Some(file) => {
+                    let from = self.sources.of_setting(file_setting);
+                    *password = Some(
+                        password::from_file(file)
+                            .with_context(|| format!("{from} is of no use"))?,
+                    );
+                }
+                None if password.is_some() => {}
+                None => {
+                    let Some(file) = credentials.map(|directory| directory.join(setting)) else {
+                        continue;
+                    };
+                    // As everywhere, empty is as good as not there.
+                    if file.metadata().is_ok_and(|about| about.len() > 0) {
+                        *password = Some(password::from_file(&file)?);
+                        self.sources.set(setting, Source::Credential(file));
+                    }
+                }
             }
-            *password = Some(password::from_file(file)?);
         }
         Ok(self)
     }
@@ -248,6 +356,13 @@ impl Config {
 
 /// Client versions that may work in one session.
 pub type Versions = std::sync::Arc<[String]>;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
 
 /// The addresses to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,8 +444,9 @@ fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
+/// A service's working directory is rarely the one its operator thinks of: what is shown should say it all.
 fn path(text: &str) -> Result<PathBuf, String> {
-    Ok(text.into())
+    std::path::absolute(text).map_err(|error| format!("give the whole path: {error}"))
 }
 
 fn port(text: &str) -> Result<u16, String> {
@@ -466,9 +582,35 @@ fn log_level(text: &str) -> Result<LevelFilter, String> {
         "warning" | "warn" => Ok(LevelFilter::WARN),
         "info" => Ok(LevelFilter::INFO),
         "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
+        "trace" | "notset" => Ok(LevelFilter::TRACE),
         _ => Err("give error, warn, info, debug or trace, such as --log-level info".into()),
     }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("give text or json, such as --log-format json or LOG_FORMAT=json".into()),
+    }
+}
+
+fn log_max_size(text: &str) -> Result<Maybe<u64>, String> {
+    let megabytes = number(
+        text,
+        0..=1_000_000,
+        "MB, such as --log-max-size 10 or LOG_MAX_SIZE=10",
+    )?;
+    Ok((megabytes > 0).then_some(megabytes * 1_000_000))
+}
+
+fn log_max_files(text: &str) -> Result<u32, String> {
+    number(
+        text,
+        0..=1000,
+        "files, such as --log-max-files 5 or LOG_MAX_FILES=5",
+    )
+    .and_then(|number| u32::try_from(number).map_err(|_| "too many".to_owned()))
 }
 
 /// What is wrong with a command line, and the correction if clap has one, on a single line.
@@ -490,10 +632,10 @@ pub fn one_line(error: &clap::Error) -> String {
 #[cfg(test)]
 pub(crate) fn test_config(arguments: &[&str]) -> Config {
     let arguments = ["blender-multiuser"].iter().chain(arguments);
-    Cli::try_parse_from(arguments)
+    Cli::read(arguments)
         .unwrap()
         .config
-        .with_password_files()
+        .with_passwords_of(None)
         .unwrap()
 }
 

@@ -1,11 +1,10 @@
-//! Log lines: `2026-05-04T12:30:00.123456Z  INFO bob joined nodes=599`, to standard error and, if wanted, to a file.
+//! Log lines: `2026-05-04T12:30:00.123456Z  INFO bob joined nodes=599` or the same as JSON, to standard error and, if
+//! wanted, to a file.
 //!
 //! Whoever logs only queues a line; a thread of its own writes it. A terminal that is not read (`docker attach` left
 //! open, Ctrl+S) or a slow disk so delays nobody. The queue is bounded; lines that do not fit are counted and reported.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -15,18 +14,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 
-/// Lines waiting to be written; with [`LINE_LIMIT`] at most 8 MiB.
+use file::LogFile;
+
+mod file;
+mod line;
+
+/// Lines waiting to be written; with [`line::LIMIT`] at most 8 MiB.
 const QUEUE: usize = 1024;
-
-/// Bytes of one line; more is cut off.
-const LINE_LIMIT: usize = 8 * 1024;
 
 /// Writes one line, its newline included, where the operator looks.
 pub type Screen = Box<dyn FnMut(&str) + Send>;
@@ -44,16 +46,19 @@ enum Job {
 pub struct Logs {
     queue: SyncSender<Job>,
     lost: Arc<AtomicU64>,
+    format: LogFormat,
 }
 
 /// Starts logging for the whole process, as configured.
 pub fn start(config: &Config) -> Result<Logs> {
-    let file = config.log_file.as_deref().map(LogFile::open).transpose()?;
-    let (logs, jobs) = Logs::new();
+    let open = |path| LogFile::open(path, config.log_max_size, config.log_max_files);
+    let file = config.log_file.as_deref().map(open).transpose()?;
+    let format = config.log_format;
+    let (logs, jobs) = Logs::new(format);
     let lost = logs.lost.clone();
     thread::Builder::new()
         .name("log".into())
-        .spawn(move || write(&jobs, stderr(), file, &lost))
+        .spawn(move || write(&jobs, stderr(), file, &lost, format))
         .context("cannot start the log thread")?;
     subscriber(logs.clone(), config.log_level)
         .try_init()
@@ -69,12 +74,13 @@ pub fn stderr() -> Screen {
 }
 
 impl Logs {
-    fn new() -> (Self, Receiver<Job>) {
+    fn new(format: LogFormat) -> (Self, Receiver<Job>) {
         let (queue, jobs) = sync_channel(QUEUE);
         (
             Self {
                 queue,
                 lost: Arc::default(),
+                format,
             },
             jobs,
         )
@@ -119,9 +125,12 @@ fn subscriber(logs: Logs, level: LevelFilter) -> impl Subscriber + Send + Sync {
         .with_default(level.min(LevelFilter::WARN));
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_target(false)
-        .with_writer(logs);
-    tracing_subscriber::registry().with(targets).with(lines)
+        .with_target(false);
+    let lines: Box<dyn Layer<_> + Send + Sync> = match logs.format {
+        LogFormat::Text => lines.with_writer(logs).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_writer(logs).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(targets))
 }
 
 impl<'a> MakeWriter<'a> for Logs {
@@ -135,7 +144,11 @@ impl<'a> MakeWriter<'a> for Logs {
 /// One call is one line: that is how the formatter of `tracing-subscriber` writes.
 impl Write for &Logs {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Job::Line(clean(line))).is_err() {
+        if self
+            .queue
+            .try_send(Job::Line(line::clean(line, self.format)))
+            .is_err()
+        {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -146,37 +159,23 @@ impl Write for &Logs {
     }
 }
 
-/// The text of one line: bounded, and without control characters, which a peer could use to forge lines or to
-/// command the operator's terminal.
-fn clean(line: &[u8]) -> String {
-    let shown = line.get(..LINE_LIMIT).unwrap_or(line);
-    let text = String::from_utf8_lossy(shown);
-    let mut cleaned = String::with_capacity(text.len() + 1);
-    for c in text.trim_end_matches('\n').chars() {
-        if c.is_control() && c != '\t' {
-            cleaned.extend(c.escape_default());
-        } else {
-            cleaned.push(c);
-        }
-    }
-    if shown.len() < line.len() {
-        cleaned.push('…');
-    }
-    cleaned.push('\n');
-    cleaned
-}
-
 /// The log thread: ends with the last handle.
-fn write(jobs: &Receiver<Job>, mut screen: Screen, mut file: Option<LogFile>, lost: &AtomicU64) {
-    let mut put = |screen: &mut Screen, line: &str| {
-        screen(line);
-        if let Some(complaint) = file.as_mut().and_then(|file| file.append(line)) {
-            screen(&complaint);
+fn write(
+    jobs: &Receiver<Job>,
+    mut screen: Screen,
+    mut file: Option<LogFile>,
+    lost: &AtomicU64,
+    format: LogFormat,
+) {
+    let mut put = |screen: &mut Screen, text: &str| {
+        screen(text);
+        if let Some(news) = file.as_mut().and_then(|file| file.append(text)) {
+            screen(&line::warning(format, &news));
         }
     };
     for job in jobs {
         match job {
-            Job::Line(line) => put(&mut screen, &line),
+            Job::Line(text) => put(&mut screen, &text),
             Job::Screen(new) => screen = new,
             Job::Flush(done) => {
                 let _ = done.try_send(());
@@ -184,49 +183,10 @@ fn write(jobs: &Receiver<Job>, mut screen: Screen, mut file: Option<LogFile>, lo
         }
         let missing = lost.swap(0, Ordering::Relaxed);
         if missing > 0 {
-            put(
-                &mut screen,
-                &format!("({missing} log lines lost: the terminal or the log file is too slow)\n"),
-            );
+            let news =
+                format!("{missing} log lines lost: the terminal or the log file is too slow");
+            put(&mut screen, &line::warning(format, &news));
         }
-    }
-}
-
-struct LogFile {
-    file: File,
-    path: PathBuf,
-    failing: bool,
-}
-
-impl LogFile {
-    fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .with_context(|| {
-                format!(
-                    "cannot write to the log file {}; give another one with --log-file, or none",
-                    path.display()
-                )
-            })?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            failing: false,
-        })
-    }
-
-    /// Appends a line; says once when that begins to fail.
-    fn append(&mut self, line: &str) -> Option<String> {
-        let result = self.file.write_all(line.as_bytes());
-        let news = result.is_err() && !self.failing;
-        self.failing = result.is_err();
-        let error = result.err().filter(|_| news)?;
-        Some(format!(
-            "(cannot write to the log file {}: {error})\n",
-            self.path.display()
-        ))
     }
 }
 
@@ -247,12 +207,21 @@ mod tests {
 
     /// What the log thread writes of what `act` logs.
     fn logged(level: LevelFilter, file: Option<LogFile>, act: impl FnOnce(&Logs)) -> String {
-        let (logs, jobs) = Logs::new();
+        logged_as(LogFormat::Text, level, file, act)
+    }
+
+    fn logged_as(
+        format: LogFormat,
+        level: LevelFilter,
+        file: Option<LogFile>,
+        act: impl FnOnce(&Logs),
+    ) -> String {
+        let (logs, jobs) = Logs::new(format);
         let (screen, record) = recorder();
         let lost = logs.lost.clone();
         tracing::subscriber::with_default(subscriber(logs.clone(), level), || act(&logs));
         drop(logs);
-        write(&jobs, screen, file, &lost);
+        write(&jobs, screen, file, &lost, format);
         record.lock().unwrap().clone()
     }
 
@@ -287,9 +256,38 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut() {
-        let line = clean("ä".repeat(LINE_LIMIT).as_bytes());
-        assert!(line.len() < LINE_LIMIT + 10 && line.ends_with("…\n"));
+    fn json_lines_are_objects_whatever_is_in_them() {
+        let text = logged_as(LogFormat::Json, LevelFilter::INFO, None, |_| {
+            tracing::info!(user = "bob", nodes = 3, "joined");
+            tracing::warn!("from {}", "eve\n2026 INFO fine\r\x1b[2J\u{9b}2J");
+            tracing::info!(long = "ä".repeat(line::LIMIT), "much");
+            for i in 0..QUEUE {
+                tracing::info!(i);
+            }
+        });
+        assert!(!text.contains(['\r', '\x1b', '\u{9b}']), "{text:?}");
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), QUEUE + 1);
+        for line in &lines {
+            let time: jiff::Timestamp = line["timestamp"].as_str().unwrap().parse().unwrap();
+            assert!(time.as_second() > 1_700_000_000);
+        }
+        assert_eq!(lines[0]["level"], "INFO");
+        assert_eq!(lines[0]["message"], "joined");
+        assert_eq!(lines[0]["user"], "bob");
+        assert_eq!(lines[0]["nodes"], 3);
+        assert_eq!(lines[1]["level"], "WARN");
+        let lost = lines[1]["message"].as_str().unwrap();
+        assert!(lost.starts_with("3 log lines lost"), "{lost}");
+        assert_eq!(
+            lines[2]["message"],
+            "from eve\n2026 INFO fine\r\x1b[2J\u{9b}2J"
+        );
+        assert_eq!(lines[3]["message"], "much");
+        assert!(lines[3]["long"].as_str().unwrap().ends_with("ä…"));
     }
 
     #[test]
@@ -300,7 +298,7 @@ mod tests {
             }
         });
         assert_eq!(text.lines().count(), QUEUE + 1);
-        assert!(text.contains("(7 log lines lost"), "{text}");
+        assert!(text.contains("WARN 7 log lines lost"), "{text}");
     }
 
     #[test]
@@ -325,7 +323,7 @@ mod tests {
         for word in ["one", "two"] {
             let screen = logged(
                 LevelFilter::INFO,
-                Some(LogFile::open(&path).unwrap()),
+                Some(LogFile::open(&path, None, 1).unwrap()),
                 |_| {
                     tracing::info!("{word}");
                 },
@@ -334,7 +332,5 @@ mod tests {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 2, "{text}");
-        let error = LogFile::open(dir.path()).err().unwrap();
-        assert!(format!("{error:#}").contains("--log-file"));
     }
 }

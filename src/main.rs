@@ -10,8 +10,8 @@ use blender_multiuser::admin::console::Console;
 use blender_multiuser::backups;
 use blender_multiuser::banner::banner;
 use blender_multiuser::config::{self, Cli, Command, Config};
-use blender_multiuser::{logging, password, server};
-use clap::Parser;
+use blender_multiuser::{logging, password, platform, server};
+use tracing::info;
 
 /// Exit code for settings that cannot be used.
 const USAGE: u8 = 2;
@@ -20,7 +20,7 @@ const USAGE: u8 = 2;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return complain(&config::one_line(&error), USAGE),
         Err(help) => {
@@ -58,11 +58,17 @@ fn tell(answer: Result<String>) -> Result<()> {
 
 fn serve(config: Config) -> Result<()> {
     let logs = logging::start(&config)?;
+    if config.attached {
+        info!(
+            "--attached has no effect: this server does not end with the Blender that started it"
+        );
+    }
     let admin = password::admin_password(&config)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let mut console = None;
     let result = runtime.block_on(async {
         let (operator, requests) = Operator::new();
+        platform::report_to_service_manager(operator.clone());
         server::run(config.clone(), admin.clone(), requests, |ports| {
             let _ = writeln!(io::stdout(), "{}", banner(&config, ports, &admin));
             let started = Console::start(operator.clone(), logs.clone(), &config.data_dir)?;

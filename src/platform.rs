@@ -4,6 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+#[cfg(unix)]
+mod service;
+
 pub use system::*;
 
 /// Writes a file that only its owner can read, all of it or nothing.
@@ -58,6 +61,7 @@ mod system {
     use tokio::signal::unix::{self, SignalKind};
 
     use super::Stop;
+    pub use super::service::report_to_service_manager;
 
     pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
         options.mode(0o600)
@@ -160,6 +164,10 @@ mod system {
     use tokio::signal::windows;
 
     use super::Stop;
+    use crate::admin::Operator;
+
+    /// Service managers here are told nothing by the server itself.
+    pub fn report_to_service_manager(_: Operator) {}
 
     /// A file takes the access list of its directory, which for a user's own directories is private.
     pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {

@@ -67,6 +67,13 @@ fn help_names_every_setting_and_no_password() {
             "GRACE",
             "LOG_LEVEL",
             "LOG_FILE",
+            "LOG_FORMAT",
+            "LOG_MAX_SIZE",
+            "LOG_MAX_FILES",
+            "SAVE_INTERVAL",
+            "MAX_BACKUPS",
+            "VERSIONS",
+            "IMPORT",
             "DATA_DIR",
         ] {
             assert!(help.contains(&format!("[env: {name}]")), "{name}: {help}");
@@ -89,11 +96,30 @@ fn wrong_settings_are_one_line_and_code_2() {
             &[],
             "/no/such/file",
         ),
+        (&["--port", "-1"], &[], "1 to 65532"),
+        (&["-ap", "x"], &[], "'-apwd'"),
+        (&["--pasword", "x"], &[], "'--password'"),
+        (&["--log-format", "xml"], &[], "text or json"),
         (
             &[],
             &[("ADMIN_PASSWORD", "a"), ("ADMIN_PASSWORD_FILE", "b")],
-            "ADMIN_PASSWORD_FILE",
+            "ADMIN_PASSWORD and ADMIN_PASSWORD_FILE are both given",
         ),
+        (
+            &["-pwd", "a"],
+            &[("ADMIN_PASSWORD_FILE", "b")],
+            "-pwd and ADMIN_PASSWORD_FILE are both given",
+        ),
+        (
+            &["--admin-password-file=b"],
+            &[("password", "a")],
+            "password and --admin-password-file are both given",
+        ),
+        // Ours count where they are set and not empty.
+        (&[], &[("PORT", ""), ("port", "http")], "http"),
+        (&[], &[("timeout", "5")], "milliseconds"),
+        (&[], &[("timeout", "5000"), ("TIMEOUT", "5")], "'5'"),
+        (&[], &[("log_level", "loud")], "loud"),
     ];
     for (arguments, environment, expected) in cases {
         let output = binary(dir.path())
@@ -130,6 +156,66 @@ fn an_unusable_data_directory_or_log_file_is_one_line() {
             said.contains(arguments[0]) && said.lines().count() == 1,
             "{said}"
         );
+    }
+}
+
+#[test]
+fn a_log_file_without_a_directory_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = binary(dir.path())
+        .current_dir(dir.path())
+        .args(["-lf", "logs/server.log"])
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let directory = dir.path().canonicalize().unwrap().join("logs");
+    let expected = format!("there is no directory {}; make it", directory.display());
+    assert!(
+        said.contains(&expected) && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
+fn calls_of_the_python_server_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for call in [
+        "replication.serve -p 0 -pwd admin -t 5000 -l INFO -lf server.log",
+        "python -m replication.server -p 0 -apwd admin -spwd x --attached",
+    ] {
+        let output = with_input(
+            binary(dir.path())
+                .current_dir(dir.path())
+                .args(call.split(' ')),
+            "exit\n",
+        );
+        let log = text(&output.stderr);
+        assert!(output.status.success(), "{log}");
+        assert_eq!(
+            log.matches("--attached has no effect").count(),
+            call.matches("--attached").count(),
+            "{log}"
+        );
+        assert!(!dir.path().join("admin_password").exists());
+    }
+    assert!(dir.path().join("server.log").exists());
+}
+
+#[test]
+fn json_logs_are_json_throughout() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = with_input(
+        binary(dir.path()).args(["--log-format", "JSON", "-l", "debug"]),
+        "exit\n",
+    );
+    let log = text(&output.stderr);
+    assert!(output.status.success() && !log.is_empty(), "{log}");
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let time = line["timestamp"].as_str().unwrap();
+        time.parse::<jiff::Timestamp>().unwrap();
+        assert!(line["level"].is_string() && line["message"].is_string());
     }
 }
 
@@ -212,6 +298,7 @@ fn lines_from_a_pipe_are_answered_without_prompt_or_echo() {
 mod unix {
     use std::fs::File;
     use std::io::{BufRead, BufReader, Read};
+    use std::os::unix::net::UnixDatagram;
     use std::process::{Child, ExitStatus};
 
     use nix::pty::openpty;
@@ -241,6 +328,67 @@ mod unix {
         assert_eq!(child.try_wait().unwrap(), None);
         signal(&child, "TERM");
         assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+
+    #[test]
+    fn the_service_manager_is_told_how_the_server_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let until = |wanted: &str| loop {
+            let mut bytes = [0; 4096];
+            let n = socket.recv(&mut bytes).unwrap();
+            let told = text(&bytes[..n]);
+            if told.contains(wanted) {
+                break told;
+            }
+        };
+        let credentials = dir.path().join("credentials");
+        std::fs::create_dir(&credentials).unwrap();
+        std::fs::write(credentials.join("admin_password"), "tops3cret\n").unwrap();
+        let mut child = binary(&dir.path().join("data"))
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "200000")
+            .env("CREDENTIALS_DIRECTORY", &credentials)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("STATUS=loading the session");
+        let ready = until("READY=1");
+        assert!(ready.contains("STATUS=0 users, 0 nodes"), "{ready}");
+        until("WATCHDOG=1");
+        until("WATCHDOG=1");
+        signal(&child, "TERM");
+        until("STOPPING=1");
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut banner = String::new();
+        let mut out = child.stdout.take().unwrap();
+        out.read_to_string(&mut banner).unwrap();
+        assert!(banner.contains("Ports: ") && !banner.contains("tops3cret"));
+        assert!(!dir.path().join("data/admin_password").exists());
+    }
+
+    /// Elsewhere `port` and `PORT` are one variable.
+    #[test]
+    fn variables_of_the_old_image_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("server.log");
+        let output = with_input(
+            binary(dir.path())
+                .env("log_level", "DEBUG")
+                .env("log_file", &file)
+                .env("password", "tops3cret")
+                .env("timeout", "5000")
+                .env("LOG_LEVEL", "")
+                .env("port", "http"),
+            "exit\n",
+        );
+        let log = text(&output.stderr);
+        assert!(output.status.success(), "{log}");
+        assert!(log.contains("DEBUG"), "{log}");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), log);
+        assert!(!dir.path().join("admin_password").exists());
     }
 
     /// A server with a pseudo-terminal for its console.

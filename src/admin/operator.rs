@@ -1,12 +1,10 @@
 //! The operator's line to the server, shared by everything that sends commands.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::{AdminCommand, AdminReply, Request};
@@ -38,7 +36,7 @@ pub enum Silence {
 pub struct Operator {
     requests: mpsc::Sender<Request>,
     runtime: Handle,
-    leaving: Arc<AtomicBool>,
+    leaving: watch::Sender<bool>,
 }
 
 impl Operator {
@@ -48,7 +46,7 @@ impl Operator {
         let operator = Self {
             requests,
             runtime: Handle::current(),
-            leaving: Arc::default(),
+            leaving: watch::Sender::default(),
         };
         (operator, receiver)
     }
@@ -61,7 +59,7 @@ impl Operator {
     ) -> Result<AdminReply, Silence> {
         let exit = matches!(command, AdminCommand::Exit { .. });
         if exit {
-            self.leaving.store(true, Ordering::SeqCst);
+            self.leaving.send_replace(true);
         }
         let (answer, answered) = oneshot::channel();
         let conversation = async {
@@ -75,7 +73,7 @@ impl Operator {
             .await
             .unwrap_or(Err(Silence::Late));
         if exit && matches!(reply, Ok(AdminReply::Failed(_))) {
-            self.leaving.store(false, Ordering::SeqCst);
+            self.leaving.send_replace(false);
         }
         reply
     }
@@ -91,7 +89,13 @@ impl Operator {
 
     /// Whether an exit is under way.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst)
+        *self.leaving.borrow()
+    }
+
+    /// Waits until an exit is under way.
+    pub async fn leaving(&self) {
+        // Cannot fail: one sender is here.
+        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
     }
 
     /// Turns the signals that ask a server to stop into an exit, and one during an exit into an immediate end of
@@ -129,7 +133,7 @@ impl Operator {
                     reason: SIGNAL_REASON.into(),
                 };
                 // Set here, so that a second signal counts as one however slow the server is to answer.
-                operator.leaving.store(true, Ordering::SeqCst);
+                operator.leaving.send_replace(true);
                 tokio::spawn(async move { operator.ask(exit, Duration::from_secs(60)).await });
             }
         });

@@ -1,8 +1,10 @@
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn error(arguments: &[&str]) -> String {
     let arguments = ["blender-multiuser"].iter().chain(arguments);
-    one_line(&Cli::try_parse_from(arguments).unwrap_err())
+    one_line(&Cli::read(arguments).unwrap_err())
 }
 
 #[test]
@@ -15,7 +17,10 @@ fn defaults() {
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.log_level, LevelFilter::INFO);
     assert_eq!(config.log_file, None);
-    assert_eq!(config.data_dir, PathBuf::from("data"));
+    assert_eq!(
+        config.data_dir,
+        std::env::current_dir().unwrap().join("data")
+    );
 }
 
 #[test]
@@ -71,7 +76,8 @@ fn ports_leave_room_for_their_followers() {
     assert_eq!(test_config(&["--port", "65532"]).port, 65532);
     assert_eq!(test_config(&["--port", "0"]).port, 0);
     for wrong in ["65533", "70000", "-1", "http", "55 55"] {
-        let message = error(&[&format!("--port={wrong}")]);
+        let message = error(&["--port", wrong]);
+        assert_eq!(message, error(&[&format!("--port={wrong}")]));
         assert!(
             message.contains("65532") && message.contains(wrong),
             "{message}"
@@ -101,10 +107,7 @@ fn addresses() {
 fn numbers_say_their_unit_and_range() {
     assert!(error(&["--timeout", "5"]).contains("milliseconds"));
     assert!(error(&["--timeout", "1e3"]).contains("1000 to 600000"));
-    assert!(
-        error(&["--grace", "-1"]).contains("0 to 3600 seconds")
-            || !error(&["--grace=-1"]).is_empty()
-    );
+    assert!(error(&["--grace", "-1"]).contains("0 to 3600 seconds"));
     assert_eq!(test_config(&["--grace", "0"]).grace, Duration::ZERO);
 }
 
@@ -114,6 +117,7 @@ fn levels_of_the_python_server_work() {
         ("WARNING", LevelFilter::WARN),
         ("CRITICAL", LevelFilter::ERROR),
         ("Debug", LevelFilter::DEBUG),
+        ("NOTSET", LevelFilter::TRACE),
         ("trace", LevelFilter::TRACE),
     ] {
         assert_eq!(test_config(&["--log-level", name]).log_level, level);
@@ -137,19 +141,46 @@ fn passwords_come_from_a_file_or_directly_not_both() {
     let path = file.path().to_str().unwrap();
     let config = test_config(&["--server-password-file", path]);
     assert_eq!(config.server_password.unwrap().reveal(), "from file");
-    let both = [
-        "x",
-        "--server-password-file",
-        path,
-        "--server-password",
-        "tops3cret",
-    ];
-    let error = Cli::try_parse_from(both)
+    for (password, file) in [
+        ("-spwd", "--server-password-file"),
+        ("--server-password", "--server-password-file"),
+    ] {
+        let both = ["x", file, path, password, "tops3cret"];
+        let error = Cli::read(both).unwrap().config.with_passwords_of(None);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            format!("{password} and {file} are both given; give one of them")
+        );
+    }
+    let config = Cli::read(["x", "--server-password-file", "no/such"])
         .unwrap()
-        .config
-        .with_password_files()
-        .unwrap_err();
-    assert!(!error.to_string().contains("tops3cret"), "{error}");
+        .config;
+    let error = format!("{:#}", config.with_passwords_of(None).unwrap_err());
+    assert!(
+        error.contains("--server-password-file") && error.contains("no/such"),
+        "{error}"
+    );
+}
+
+#[test]
+fn credentials_stand_in_for_passwords_that_nobody_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("admin_password"), "from manager\n").unwrap();
+    std::fs::write(dir.path().join("server_password"), "").unwrap();
+    let read = |arguments: &[&str]| {
+        let arguments = ["x"].iter().chain(arguments);
+        let config = Cli::read(arguments).unwrap().config;
+        config.with_passwords_of(Some(dir.path())).unwrap()
+    };
+    let config = read(&["--admin-password="]);
+    assert!(matches!(
+        config.source("admin_password"),
+        Source::Credential(_)
+    ));
+    assert_eq!(config.admin_password.unwrap().reveal(), "from manager");
+    assert!(config.server_password.is_none());
+    let config = read(&["-pwd", "mine"]);
+    assert_eq!(config.admin_password.unwrap().reveal(), "mine");
 }
 
 #[test]
@@ -161,4 +192,28 @@ fn debug_output_hides_passwords() {
         "tops3cret",
     ]);
     assert!(!format!("{config:?}").contains("tops3cret"));
+}
+
+#[test]
+fn the_example_environment_names_every_setting() {
+    let mut named = BTreeSet::new();
+    let mut why = "";
+    for line in include_str!("../../.env.example").lines() {
+        // Without blanks and quotes it means the same to compose, old compose and systemd.
+        let setting = line.strip_prefix('#').unwrap_or(line);
+        match setting.split_once('=') {
+            Some((name, value)) if !name.contains(' ') => {
+                assert!(!value.contains(['"', '\'', '$', ' ', '#']), "{line}");
+                assert!(why.starts_with("# "), "{name} without a why");
+                assert!(named.insert(name.to_owned()), "{name} twice");
+            }
+            _ => assert!(line.is_empty() || line.starts_with("# "), "{line}"),
+        }
+        why = line;
+    }
+    let settings = Cli::command()
+        .get_arguments()
+        .filter_map(|arg| Some(arg.get_env()?.to_str().unwrap().to_owned()))
+        .collect();
+    assert_eq!(named, settings);
 }
