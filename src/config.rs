@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::password::{self, Secret};
+use crate::tools::Tool;
 use crate::wire::{DataFormat, dialect};
 
 /// Collaboration server for Blender's Multi-User add-on.
@@ -47,6 +48,8 @@ pub enum Command {
     },
     /// Write the scene of a stopped server as a file that Blender can load
     Export { file: PathBuf },
+    #[command(flatten)]
+    Tool(Tool),
 }
 
 /// clap gives the name `Option` a meaning of its own; here a value is always there, and may be "unset".
@@ -469,6 +472,12 @@ fn log_level(text: &str) -> Result<LevelFilter, String> {
         "trace" => Ok(LevelFilter::TRACE),
         _ => Err("give error, warn, info, debug or trace, such as --log-level info".into()),
     }
+}
+
+/// Reads the command line and the environment: what they mean, and what was said where.
+pub fn read() -> Result<(Cli, ArgMatches), clap::Error> {
+    let given = Cli::command().try_get_matches()?;
+    Ok((Cli::from_arg_matches(&given)?, given))
 }
 
 /// What is wrong with a command line, and the correction if clap has one, on a single line.

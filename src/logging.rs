@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tokio::sync::broadcast;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -24,6 +25,9 @@ use crate::config::Config;
 
 /// Lines waiting to be written; with [`LINE_LIMIT`] at most 8 MiB.
 const QUEUE: usize = 1024;
+
+/// Lines kept for those who look on.
+const LIVE: usize = 256;
 
 /// Bytes of one line; more is cut off.
 const LINE_LIMIT: usize = 8 * 1024;
@@ -44,6 +48,7 @@ enum Job {
 pub struct Logs {
     queue: SyncSender<Job>,
     lost: Arc<AtomicU64>,
+    live: broadcast::Sender<Arc<str>>,
 }
 
 /// Starts logging for the whole process, as configured.
@@ -75,9 +80,15 @@ impl Logs {
             Self {
                 queue,
                 lost: Arc::default(),
+                live: broadcast::channel(LIVE).0,
             },
             jobs,
         )
+    }
+
+    /// The lines as they come, for somebody who looks on from elsewhere; who falls behind misses some.
+    pub fn live(&self) -> broadcast::Receiver<Arc<str>> {
+        self.live.subscribe()
     }
 
     /// Sends the lines for the terminal elsewhere. Returns when those before are out, or after a short while.
@@ -135,7 +146,11 @@ impl<'a> MakeWriter<'a> for Logs {
 /// One call is one line: that is how the formatter of `tracing-subscriber` writes.
 impl Write for &Logs {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Job::Line(clean(line))).is_err() {
+        let text = clean(line);
+        if self.live.receiver_count() > 0 {
+            let _ = self.live.send(text.as_str().into());
+        }
+        if self.queue.try_send(Job::Line(text)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())

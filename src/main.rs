@@ -5,13 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blender_multiuser::admin::Operator;
 use blender_multiuser::admin::console::Console;
+use blender_multiuser::admin::{Operator, control};
 use blender_multiuser::backups;
 use blender_multiuser::banner::banner;
-use blender_multiuser::config::{self, Cli, Command, Config};
-use blender_multiuser::{logging, password, server};
-use clap::Parser;
+use blender_multiuser::config::{self, Command, Config};
+use blender_multiuser::{logging, password, server, tools};
 
 /// Exit code for settings that cannot be used.
 const USAGE: u8 = 2;
@@ -20,15 +19,19 @@ const USAGE: u8 = 2;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, given) = match config::read() {
+        Ok(read) => read,
         Err(error) if error.use_stderr() => return complain(&config::one_line(&error), USAGE),
         Err(help) => {
             let _ = help.print();
             return ExitCode::SUCCESS;
         }
     };
-    let config = match cli.config.with_password_files() {
+    let config = match &cli.command {
+        Some(Command::Tool(tool)) if !tool.reads_passwords() => Ok(cli.config),
+        _ => cli.config.with_password_files(),
+    };
+    let config = match config {
         Ok(config) => config,
         Err(error) => return complain(&format!("error: {error:#}"), USAGE),
     };
@@ -39,9 +42,10 @@ fn main() -> ExitCode {
             tell(backups::restore_at_next_start(&config.data_dir, &name))
         }
         Some(Command::Export { file }) => tell(backups::export_offline(&config.data_dir, &file)),
+        Some(Command::Tool(tool)) => tools::run(tool, config, &given),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => complain(&format!("error: {error:#}"), 1),
     }
 }
@@ -51,12 +55,12 @@ fn complain(line: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn tell(answer: Result<String>) -> Result<()> {
+fn tell(answer: Result<String>) -> Result<ExitCode> {
     let _ = writeln!(io::stdout(), "{}", answer?.trim_end());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(config: Config) -> Result<()> {
+fn serve(config: Config) -> Result<ExitCode> {
     let logs = logging::start(&config)?;
     let admin = password::admin_password(&config)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
@@ -66,6 +70,7 @@ fn serve(config: Config) -> Result<()> {
         server::run(config.clone(), admin.clone(), requests, |ports| {
             let _ = writeln!(io::stdout(), "{}", banner(&config, ports, &admin));
             let started = Console::start(operator.clone(), logs.clone(), &config.data_dir)?;
+            control::serve(&config.data_dir, operator.clone(), logs.clone());
             let leave = started.clone();
             console = Some(started.clone());
             operator
@@ -79,5 +84,5 @@ fn serve(config: Config) -> Result<()> {
         Some(console) => console.leave(),
         None => logs.flush(LAST_WORDS),
     }
-    result
+    result.map(|()| ExitCode::SUCCESS)
 }
