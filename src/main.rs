@@ -68,9 +68,10 @@ fn serve(config: Config) -> Result<ExitCode> {
     let result = runtime.block_on(async {
         let (operator, requests) = Operator::new();
         server::run(config.clone(), admin.clone(), requests, |ports| {
+            // First, so that whoever has read the ports can use it.
+            control::serve(&config.data_dir, operator.clone(), logs.clone());
             let _ = writeln!(io::stdout(), "{}", banner(&config, ports, &admin));
             let started = Console::start(operator.clone(), logs.clone(), &config.data_dir)?;
-            control::serve(&config.data_dir, operator.clone(), logs.clone());
             let leave = started.clone();
             console = Some(started.clone());
             operator

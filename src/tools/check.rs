@@ -47,6 +47,8 @@ enum Login {
     NoPassword,
     /// All was right but the name.
     Fits,
+    /// A Python server without a password, which is entered as a word.
+    FitsNone,
     WrongServerPassword,
     WrongAdminPassword,
     /// For another reason, in the server's words.
@@ -198,7 +200,14 @@ async fn examine(
 /// Connects to a port and shakes hands.
 async fn reach(address: SocketAddr) -> Result<(Times, Dealer), Fault> {
     let (stream, connect) = probe::connect(address).await?;
-    probe::greet(stream).await?;
+    if let Err(fault) = probe::greet(stream).await {
+        return Err(match fault {
+            Fault::Silent | Fault::Closed if probe::is_web_server(address).await => {
+                Fault::Foreign(probe::WEB)
+            }
+            fault => fault,
+        });
+    }
     let (dealer, handshake) = Dealer::connect(address).await?;
     Ok((Times { connect, handshake }, dealer))
 }
@@ -233,16 +242,14 @@ async fn login(
     let Some(info) = findings.server_info() else {
         return Login::Silent;
     };
-    if info.private && password.is_none() {
+    let ours = findings.is_ours();
+    let untold = info.private && password.is_none();
+    if untold && ours {
         return Login::NoPassword;
     }
-    let version = if findings.is_ours() {
-        &*info.version
-    } else {
-        NO_VERSION
-    };
+    let version = if ours { &*info.version } else { NO_VERSION };
     let asked = guest::nameless_login(
-        password.map_or("", Secret::reveal),
+        password.map_or(if untold { "None" } else { "" }, Secret::reveal),
         admin.map(Secret::reveal),
         version,
     );
@@ -256,9 +263,13 @@ async fn login(
             answer.ok().map(|(answer, _)| answer)
         }
     };
-    match answer {
-        Some(Answer::Auth(text)) => understood(&text),
-        _ => Login::Silent,
+    let Some(Answer::Auth(text)) = answer else {
+        return Login::Silent;
+    };
+    match understood(&text) {
+        Login::Fits if untold => Login::FitsNone,
+        Login::WrongServerPassword if untold => Login::NoPassword,
+        login => login,
     }
 }
 

@@ -27,8 +27,7 @@ pub fn run(config: &Config) -> Result<ExitCode> {
             crate::admin::render::escape(&info.version),
         )),
         Err(probe::Fault::Silent) => bail!(
-            "unhealthy: no server info from {address} within {} s: the server hangs",
-            LIMIT.as_secs()
+            "unhealthy: {address} takes connections but gives no server info in time: the server hangs"
         ),
         Err(probe::Fault::Refused) => bail!(
             "unhealthy: nothing listens on {address}: the server does not run, or with another --port or --bind"

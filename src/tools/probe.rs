@@ -21,6 +21,8 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a port that has taken the connection may take to say what it speaks.
 const GREETING: Duration = Duration::from_secs(3);
 
+pub const WEB: &str = "a web server (HTTP)";
+
 /// Bytes of an answer over plain TCP; a server's are a hundred.
 const ANSWER_LIMIT: u32 = 64 * 1024;
 
@@ -79,29 +81,42 @@ pub async fn greet(mut stream: TcpStream) -> Result<(), Fault> {
         stream.write_all(&greeting).await?;
         let mut known = 0;
         while let Some(rest) = said.get_mut(known..).filter(|rest| !rest.is_empty()) {
-            match stream.read(rest).await? {
-                0 => break,
-                n => known += n,
+            match stream.read(rest).await {
+                Ok(0) => break,
+                Ok(n) => known += n,
+                // What it said before counts.
+                Err(_) if known > 0 => break,
+                Err(error) => return Err(error),
             }
         }
-        Ok::<_, io::Error>(known)
+        Ok(known)
     };
     let known = match timeout(GREETING, conversation).await {
         Ok(known) => known?,
-        Err(_) if said[0] == 0 => return Err(Fault::Silent),
+        Err(_) if said == [0; 12] => return Err(Fault::Silent),
         Err(_) => said.len(),
     };
     match &said {
         _ if known == 0 => Err(Fault::Closed),
         [0xff, .., version, _] if known == said.len() && *version >= 3 => Ok(()),
         [0xff, ..] => Err(Fault::Foreign("an old ZeroMQ")),
-        said if said.starts_with(b"HTTP/") || said.starts_with(b"<") => {
-            Err(Fault::Foreign("a web server (HTTP)"))
-        }
+        said if said.starts_with(b"HTTP/") => Err(Fault::Foreign(WEB)),
         said if said.starts_with(b"SSH-") => Err(Fault::Foreign("an SSH server")),
         [0x15 | 0x16, 3, ..] => Err(Fault::Foreign("a TLS (https) server")),
         _ => Err(Fault::Foreign("another program")),
     }
+}
+
+/// Whether a web server listens there. Many of them say nothing to those who do not speak HTTP.
+pub async fn is_web_server(address: SocketAddr) -> bool {
+    let conversation = async {
+        let (mut stream, _) = connect(address).await.ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut said = [0; 5];
+        stream.read_exact(&mut said).await.ok()?;
+        (said == *b"HTTP/").then_some(())
+    };
+    matches!(timeout(GREETING, conversation).await, Ok(Some(())))
 }
 
 /// A DEALER socket as clients have them.

@@ -31,6 +31,7 @@ pub(super) fn table(findings: &Findings) -> String {
         (ttl, "heartbeat"),
         (four_socket_ttl, "only add-ons with replication 0.1.x"),
     ];
+    let needed = needed(findings);
     for (index, ((port, name), reached)) in names.into_iter().zip(&findings.reached).enumerate() {
         let (mark, what) = match reached {
             Ok(Times { connect, handshake }) => (
@@ -41,7 +42,7 @@ pub(super) fn table(findings: &Findings) -> String {
                     ms(*handshake)
                 ),
             ),
-            Err(fault) if index == 3 => ("-", format!("{fault} (most add-ons do without)")),
+            Err(fault) if !needed.contains(&index) => ("-", format!("not needed here: {fault}")),
             Err(fault) => ("FAIL", fault.to_string()),
         };
         let _ = writeln!(text, "  TCP {port:<6}{name:<37}{mark:<6}{what}");
@@ -52,7 +53,7 @@ pub(super) fn table(findings: &Findings) -> String {
                 "ok",
                 format!("server info in {}, connecting included", ms(*time)),
             ),
-            Err(fault) => ("-", format!("not served here: {fault}")),
+            Err(fault) => ("-", format!("not needed here: {fault}")),
         };
         let name = "only add-ons with 0.9.12 and later";
         let _ = writeln!(text, "  TCP {command:<6}{name:<37}{mark:<6}{what}");
@@ -102,11 +103,9 @@ fn facts(text: &mut String, findings: &Findings) {
     }
     let password = match &findings.login {
         Some(Login::NoPassword) => "needed, and none was given to try".into(),
+        Some(Login::FitsNone) => "none set, which this server wants to be spelled \"None\"".into(),
         Some(Login::Fits) if info.private => "right".into(),
         Some(Login::Fits) => "none needed".into(),
-        Some(Login::WrongServerPassword) if !info.private => {
-            "none is set, but logins are refused".into()
-        }
         Some(Login::WrongServerPassword) => "WRONG".into(),
         Some(Login::WrongAdminPassword) => "the ADMIN password is WRONG".into(),
         Some(Login::Refused(why)) => format!("logins are refused: {}", escape(why)),
@@ -141,24 +140,35 @@ pub(super) fn judge(findings: &Findings, host: &str) -> Verdict {
         );
     }
     let good = causes.is_empty();
+    let untested = causes.len() == 1 && findings.login == Some(Login::NoPassword);
     let mut text = String::new();
-    if good {
-        let _ = writeln!(text, "Result: an artist at this computer can connect.");
-        let password = match info {
-            Some(info) if info.private => "tick the box and enter the server password",
+    let _ = if good {
+        let password = match &findings.login {
+            Some(Login::FitsNone) => "tick the box and enter None",
+            _ if info.is_some_and(|info| info.private) => {
+                "tick the box and enter the server password"
+            }
             _ => "leave the box empty",
         };
-        let _ = writeln!(
+        write!(
             text,
-            "In Blender: 3D viewport > sidebar (N) > Multiuser > + (Add server preset): \
-             IP {host}, port {}, Server password: {password}.",
+            "Result: an artist at this computer can connect.
+In Blender: 3D viewport > sidebar (N) > Multiuser > + (Add server preset)
+  IP+port          {host}, and {}
+  Server password  {password}
+",
             findings.ports.command
-        );
+        )
+    } else if untested {
+        writeln!(
+            text,
+            "Result: the server can be reached; an artist needs its password, which was not tested."
+        )
     } else {
-        let _ = writeln!(text, "Result: an artist at this computer CANNOT connect.");
-        for cause in causes {
-            let _ = writeln!(text, "  {cause}");
-        }
+        writeln!(text, "Result: an artist at this computer CANNOT connect.")
+    };
+    for cause in causes {
+        let _ = writeln!(text, "  {cause}");
     }
     text.extend(slow(findings));
     Verdict { good, text }
@@ -259,18 +269,12 @@ fn missing_ports(findings: &Findings) -> Vec<String> {
 
 /// What a login would be refused for.
 fn refusal(findings: &Findings, host: &str) -> Option<String> {
-    let private = findings.server_info().is_some_and(|info| info.private);
     let command = findings.ports.command;
     Some(match findings.login.as_ref()? {
-        Login::Fits => return None,
+        Login::Fits | Login::FitsNone => return None,
         Login::NoPassword => format!(
-            "The server wants a password. To test it, too: \
-             SERVER_PASSWORD=... blender-multiuser check {host}:{command}"
+            "To test the password, too: SERVER_PASSWORD=... blender-multiuser check {host}:{command}"
         ),
-        Login::WrongServerPassword if !private => {
-            "A Python server without a password refuses the add-on, which has no way to say \"none\": start it with a password (-spwd)."
-                .into()
-        }
         Login::WrongServerPassword => {
             "Wrong server password: ask whoever runs the server; capitals and spaces count.".into()
         }
@@ -302,5 +306,137 @@ fn ms(time: Duration) -> String {
         format!("{ms:.1} ms")
     } else {
         format!("{ms:.0} ms")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::guest::ServerInfo;
+
+    fn info(version: &str, private: bool) -> ServerInfo {
+        ServerInfo {
+            private,
+            version: version.into(),
+        }
+    }
+
+    fn times(ms: u64) -> Result<Times, Fault> {
+        let connect = Duration::from_millis(ms);
+        Ok(Times {
+            connect,
+            handshake: connect * 3,
+        })
+    }
+
+    /// What is found of an open server of ours that has no session yet.
+    fn healthy() -> Findings {
+        Findings {
+            address: "192.0.2.1:5555".parse().unwrap(),
+            ports: Ports::starting_at(5555).unwrap(),
+            reached: [times(20), times(20), times(20), times(20)],
+            info: Some((info("0.9.11", false), vec![Duration::from_millis(20); 5])),
+            tcp: Ok((info("0.10.2", false), Duration::from_millis(40))),
+            login: Some(Login::Fits),
+            elsewhere: None,
+        }
+    }
+
+    fn judged(findings: &Findings) -> (bool, String) {
+        let verdict = judge(findings, "studio");
+        (verdict.good, table(findings) + &verdict.text)
+    }
+
+    #[test]
+    fn a_firewall_is_told_from_a_missing_server() {
+        let nothing = |fault: Fault| Findings {
+            reached: std::array::from_fn(|_| Err(fault.clone())),
+            info: None,
+            tcp: Err(fault.clone()),
+            login: None,
+            ..healthy()
+        };
+        for (fault, cause) in [
+            (Fault::Timeout, "a firewall swallows it"),
+            (Fault::Refused, "nothing listens at port 5555"),
+            (Fault::Unreachable("no route".into()), "VPN"),
+            (Fault::Silent, "the server hangs"),
+            (Fault::Closed, "no server behind it"),
+            (Fault::Foreign("an SSH server"), "an SSH server answers"),
+        ] {
+            let (good, text) = judged(&nothing(fault));
+            assert!(!good && text.contains(cause), "{text}");
+            assert!(!text.contains("In Blender"), "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_that_a_firewall_stops_are_named() {
+        let mut findings = healthy();
+        findings.reached[1] = Err(Fault::Timeout);
+        findings.reached[2] = Err(Fault::Timeout);
+        let (good, text) = judged(&findings);
+        assert!(!good && text.contains("stops TCP 5556 and 5557"), "{text}");
+        findings.reached = [times(1), times(1), times(1), Err(Fault::Timeout)];
+        assert!(judged(&findings).0, "only the oldest add-ons need the last");
+    }
+
+    #[test]
+    fn the_version_of_a_session_decides_which_ports_are_needed() {
+        let session = |version: &str, reached| Findings {
+            reached,
+            info: Some((info(version, false), vec![Duration::ZERO; 5])),
+            tcp: Ok((info(version, false), Duration::ZERO)),
+            ..healthy()
+        };
+        let first = || {
+            [
+                times(1),
+                Err(Fault::Refused),
+                Err(Fault::Refused),
+                Err(Fault::Refused),
+            ]
+        };
+        assert!(judged(&session("0.10.2", first())).0);
+        assert!(!judged(&session("0.9.10", first())).0);
+        let three = || [times(1), times(1), times(1), Err(Fault::Refused)];
+        assert!(judged(&session("0.9.10", three())).0);
+        assert!(!judged(&session("0.1.13", three())).0);
+    }
+
+    #[test]
+    fn long_lines_and_ipv6_get_a_word() {
+        let mut findings = healthy();
+        findings.reached[0] = times(250);
+        let (good, text) = judged(&findings);
+        assert!(good && text.contains("give up after 200 ms"), "{text}");
+        findings.address = "[2001:db8::1]:5555".parse().unwrap();
+        let (good, text) = judged(&findings);
+        assert!(!good && text.contains("IPv4 only"), "{text}");
+    }
+
+    #[test]
+    fn a_python_server_without_a_password_wants_one_spelled() {
+        let findings = Findings {
+            info: Some((info("0.9.10", true), vec![Duration::ZERO; 5])),
+            tcp: Err(Fault::Closed),
+            login: Some(Login::FitsNone),
+            ..healthy()
+        };
+        let (good, text) = judged(&findings);
+        assert!(good && text.contains("enter None"), "{text}");
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_command_the_terminal() {
+        let evil = "\u{1b}[2J\r\n";
+        let findings = Findings {
+            info: Some((info(evil, true), vec![Duration::ZERO; 5])),
+            tcp: Ok((info(evil, true), Duration::ZERO)),
+            login: Some(Login::Refused(evil.into())),
+            ..healthy()
+        };
+        let (_, text) = judged(&findings);
+        assert!(!text.contains(['\u{1b}', '\r']), "{text:?}");
     }
 }
