@@ -54,7 +54,7 @@ pub fn run(config: &Config, words: &[String]) -> Result<ExitCode> {
         (_, why) => bail!("{why}"),
     }
     if !words.is_empty() {
-        return line.tell(&command::line(words));
+        return line.carry_out(&command::line(words));
     }
     match Terminal::claim() {
         Some(terminal) => prompt(line, logs, terminal),
@@ -150,9 +150,13 @@ impl Line {
         })
     }
 
-    /// Waits until a server that stops has done so.
-    fn wait_for_end(&mut self) {
-        while self.next(PATIENCE).is_ok() {}
+    /// The same, and after an exit it waits until the server has stopped.
+    fn carry_out(&mut self, command: &str) -> Result<ExitCode> {
+        let done = self.tell(command)?;
+        if is_exit(command) && done == ExitCode::SUCCESS {
+            while self.next(PATIENCE).is_ok() {}
+        }
+        Ok(done)
     }
 }
 
@@ -161,11 +165,10 @@ fn lines(mut line: Line, input: impl BufRead) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for command in input.lines() {
         let command = command.context("cannot read the commands")?;
-        let done = line.tell(&command)?;
+        let done = line.carry_out(&command)?;
         if done != ExitCode::SUCCESS {
             code = done;
         } else if is_exit(&command) {
-            line.wait_for_end();
             break;
         }
     }
@@ -209,9 +212,8 @@ fn prompt(line: Line, logs: Receiver<String>, terminal: Terminal) -> Result<Exit
             Ok(command) => {
                 let _ = editor.add_history_entry(command.trim());
                 leaving.store(is_exit(&command), Ordering::SeqCst);
-                let done = line.borrow_mut().tell(&command)?;
+                let done = line.borrow_mut().carry_out(&command)?;
                 if is_exit(&command) && done == ExitCode::SUCCESS {
-                    line.borrow_mut().wait_for_end();
                     return Ok(done);
                 }
                 leaving.store(false, Ordering::SeqCst);
