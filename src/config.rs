@@ -14,6 +14,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::password::{self, Secret};
+use crate::tools::Tool;
 use crate::wire::{DataFormat, dialect};
 
 mod legacy;
@@ -55,6 +56,8 @@ pub enum Command {
     },
     /// Write the scene of a stopped server as a file that Blender can load
     Export { file: PathBuf },
+    #[command(flatten)]
+    Tool(Tool),
 }
 
 /// clap gives the name `Option` a meaning of its own; here a value is always there, and may be "unset".
@@ -303,6 +306,11 @@ impl Config {
         self.sources.of_setting(setting)
     }
 
+    /// What was written for a setting, if anything was.
+    pub fn written(&self, setting: &str) -> Option<&str> {
+        self.sources.text(setting)
+    }
+
     /// Reads the password files, and for passwords that nobody has given the credentials of the service manager.
     pub fn with_password_files(self) -> Result<Self> {
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -345,7 +353,7 @@ impl Config {
                     // As everywhere, empty is as good as not there.
                     if file.metadata().is_ok_and(|about| about.len() > 0) {
                         *password = Some(password::from_file(&file)?);
-                        self.sources.set(setting, Source::Credential(file));
+                        self.sources.set_credential(setting, file);
                     }
                 }
             }

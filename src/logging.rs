@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tokio::sync::broadcast;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
@@ -30,6 +31,9 @@ mod line;
 /// Lines waiting to be written; with [`line::LIMIT`] at most 8 MiB.
 const QUEUE: usize = 1024;
 
+/// Lines kept for those who look on.
+const LIVE: usize = 256;
+
 /// Writes one line, its newline included, where the operator looks.
 pub type Screen = Box<dyn FnMut(&str) + Send>;
 
@@ -47,6 +51,7 @@ pub struct Logs {
     queue: SyncSender<Job>,
     lost: Arc<AtomicU64>,
     format: LogFormat,
+    live: broadcast::Sender<Arc<str>>,
 }
 
 /// Starts logging for the whole process, as configured.
@@ -81,9 +86,15 @@ impl Logs {
                 queue,
                 lost: Arc::default(),
                 format,
+                live: broadcast::channel(LIVE).0,
             },
             jobs,
         )
+    }
+
+    /// The lines as they come, for somebody who looks on from elsewhere; who falls behind misses some.
+    pub fn live(&self) -> broadcast::Receiver<Arc<str>> {
+        self.live.subscribe()
     }
 
     /// Sends the lines for the terminal elsewhere. Returns when those before are out, or after a short while.
@@ -144,11 +155,11 @@ impl<'a> MakeWriter<'a> for Logs {
 /// One call is one line: that is how the formatter of `tracing-subscriber` writes.
 impl Write for &Logs {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self
-            .queue
-            .try_send(Job::Line(line::clean(line, self.format)))
-            .is_err()
-        {
+        let text = line::clean(line, self.format);
+        if self.live.receiver_count() > 0 {
+            let _ = self.live.send(text.as_str().into());
+        }
+        if self.queue.try_send(Job::Line(text)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blender_multiuser::admin::Operator;
 use blender_multiuser::admin::console::Console;
+use blender_multiuser::admin::{Operator, control};
 use blender_multiuser::backups;
 use blender_multiuser::banner::banner;
 use blender_multiuser::config::{self, Cli, Command, Config};
-use blender_multiuser::{logging, password, platform, server};
+use blender_multiuser::{logging, password, platform, server, tools};
 use tracing::info;
 
 /// Exit code for settings that cannot be used.
@@ -28,7 +28,11 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let config = match cli.config.with_password_files() {
+    let config = match &cli.command {
+        Some(Command::Tool(tool)) if !tool.reads_passwords() => Ok(cli.config),
+        _ => cli.config.with_password_files(),
+    };
+    let config = match config {
         Ok(config) => config,
         Err(error) => return complain(&format!("error: {error:#}"), USAGE),
     };
@@ -39,9 +43,10 @@ fn main() -> ExitCode {
             tell(backups::restore_at_next_start(&config.data_dir, &name))
         }
         Some(Command::Export { file }) => tell(backups::export_offline(&config.data_dir, &file)),
+        Some(Command::Tool(tool)) => tools::run(tool, &config),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => complain(&format!("error: {error:#}"), 1),
     }
 }
@@ -51,12 +56,12 @@ fn complain(line: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn tell(answer: Result<String>) -> Result<()> {
+fn tell(answer: Result<String>) -> Result<ExitCode> {
     let _ = writeln!(io::stdout(), "{}", answer?.trim_end());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(config: Config) -> Result<()> {
+fn serve(config: Config) -> Result<ExitCode> {
     let logs = logging::start(&config)?;
     if config.attached {
         info!(
@@ -70,6 +75,8 @@ fn serve(config: Config) -> Result<()> {
         let (operator, requests) = Operator::new();
         platform::report_to_service_manager(operator.clone());
         server::run(config.clone(), admin.clone(), requests, |ports| {
+            // First, so that whoever has read the ports can use it.
+            control::serve(&config.data_dir, operator.clone(), logs.clone());
             let _ = writeln!(io::stdout(), "{}", banner(&config, ports, &admin));
             let started = Console::start(operator.clone(), logs.clone(), &config.data_dir)?;
             let leave = started.clone();
@@ -85,5 +92,5 @@ fn serve(config: Config) -> Result<()> {
         Some(console) => console.leave(),
         None => logs.flush(LAST_WORDS),
     }
-    result
+    result.map(|()| ExitCode::SUCCESS)
 }

@@ -88,7 +88,7 @@ pub fn admin_password(config: &Config) -> Result<AdminPassword> {
             origin: Origin::Given,
         });
     }
-    let path = config.data_dir.join(FILE);
+    let path = kept_in(config);
     match fs::symlink_metadata(&path) {
         Ok(_) => {
             let secret = from_file(&path).context(
@@ -111,6 +111,11 @@ pub fn admin_password(config: &Config) -> Result<AdminPassword> {
         secret,
         origin: Origin::Made(path),
     })
+}
+
+/// The file that keeps a password the server made.
+pub fn kept_in(config: &Config) -> PathBuf {
+    config.data_dir.join(FILE)
 }
 
 /// Reads a password that stands alone on the first line of a file.

@@ -6,7 +6,7 @@ use std::str::Chars;
 
 use super::operator::EXIT_REASON;
 use super::render::escape;
-use super::{AdminCommand, Status, StoreCommand};
+use super::{AdminCommand, StoreCommand};
 
 /// A line of the operator, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -345,6 +345,26 @@ fn unescape(chars: &mut Peekable<Chars<'_>>) -> Result<char, String> {
     }
 }
 
+/// The line that says what these words of a command line mean: there the shell has taken the quotes off a name with spaces. A single
+/// word is a whole line.
+pub fn line(words: &[String]) -> String {
+    let [name, first, rest @ ..] = words else {
+        return words.concat();
+    };
+    let takes_user = find(name).is_ok_and(|command| command.takes == Takes::User);
+    let first = if takes_user {
+        quoted(first)
+    } else {
+        first.clone()
+    };
+    let mut line = format!("{name} {first}");
+    for word in rest {
+        line.push(' ');
+        line.push_str(word);
+    }
+    line
+}
+
 /// A name in the form in which it can be typed.
 fn quoted(name: &str) -> String {
     let plain = !name.is_empty()
@@ -358,12 +378,12 @@ fn quoted(name: &str) -> String {
     }
 }
 
-/// Completes the word before `position`: where it starts, and what it could become. `status` is asked for only when
-/// user names are needed.
+/// Completes the word before `position`: where it starts, and what it could become. `users` is asked only when the
+/// names of users are needed.
 pub fn complete(
     line: &str,
     position: usize,
-    status: impl FnOnce() -> Option<Status>,
+    users: impl FnOnce() -> Vec<String>,
 ) -> (usize, Vec<String>) {
     let before = line.get(..position).unwrap_or(line);
     let typed = before.trim_start();
@@ -390,11 +410,7 @@ pub fn complete(
         Takes::Nothing => Vec::new(),
         Takes::Command => starting(begun),
         Takes::User => {
-            let mut names: Vec<String> = status()
-                .into_iter()
-                .flat_map(|s| s.users)
-                .map(|u| u.name)
-                .collect();
+            let mut names = users();
             names.sort_unstable();
             names.retain(|name| name.starts_with(begun) || quoted(name).starts_with(begun));
             names.iter().map(|name| quoted(name) + " ").collect()
@@ -406,7 +422,6 @@ pub fn complete(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::render::tests::user;
     use proptest::prelude::*;
 
     fn kicks(line: &str) -> (String, Option<String>) {
@@ -509,16 +524,23 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_command_line_become_a_line() {
+        let said =
+            |words: &[&str]| line(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
+        assert_eq!(said(&["users"]), "users");
+        assert_eq!(said(&["kick bob please save"]), "kick bob please save");
+        assert_eq!(
+            kicks(&said(&["kick", "Anna \"A\" Maria", "save first", "please"])),
+            ("Anna \"A\" Maria".into(), Some("save first please".into()))
+        );
+        assert_eq!(said(&["save", "before lunch"]), "save before lunch");
+    }
+
+    #[test]
     fn completes_commands_and_names() {
-        let status = || {
-            let names = ["bob", "Anna Maria", "bo\u{1b}"];
-            Some(Status {
-                users: names.map(user).to_vec(),
-                ..Status::default()
-            })
-        };
-        let none = || -> Option<Status> { panic!("names are not needed") };
-        let complete_all = |line: &str| complete(line, line.len(), status);
+        let users = || ["bob", "Anna Maria", "bo\u{1b}"].map(String::from).to_vec();
+        let none = || -> Vec<String> { panic!("names are not needed") };
+        let complete_all = |line: &str| complete(line, line.len(), users);
         assert_eq!(complete("k", 1, none), (0, vec!["kick ".into()]));
         assert_eq!(complete("  us", 4, none), (2, vec!["users ".into()]));
         assert_eq!(complete("", 0, none).1.len(), COMMANDS.len());
@@ -551,7 +573,7 @@ mod tests {
         #[test]
         fn any_line_is_understood_or_refused(line in ".*") {
             let _ = parse(&line);
-            let _ = complete(&line, line.len() / 2, || None);
+            let _ = complete(&line, line.len() / 2, Vec::new);
         }
     }
 }

@@ -318,7 +318,10 @@ impl Completer for Completion {
         position: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(command::complete(line, position, || status(&self.0)))
+        Ok(command::complete(line, position, || {
+            let users = status(&self.0).into_iter().flat_map(|status| status.users);
+            users.map(|user| user.name).collect()
+        }))
     }
 }
 

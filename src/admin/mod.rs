@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod console;
+pub mod control;
 pub mod operator;
 pub mod render;
 

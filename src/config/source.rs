@@ -33,16 +33,24 @@ impl fmt::Display for Source {
     }
 }
 
-/// The source of each setting that somebody has given, by the name of its field in `Config`.
+/// What somebody has said about a setting.
+#[derive(Debug, Clone)]
+struct Given {
+    source: Source,
+    /// The value as written; of a credential nothing.
+    text: String,
+}
+
+/// What somebody has said, by the name of the setting's field in `Config`.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sources(Arc<BTreeMap<String, Source>>);
+pub(super) struct Sources(Arc<BTreeMap<String, Given>>);
 
 impl Sources {
     /// The sources of what clap found in these arguments.
     pub fn of(command: &Command, matches: &ArgMatches, arguments: &[OsString]) -> Self {
         let known = command.get_arguments().filter_map(|arg| {
             let setting = arg.get_id().as_str();
-            let given = matches.try_get_raw(setting).ok()??.any(|v| !v.is_empty());
+            let text = matches.try_get_raw(setting).ok()??.next_back()?;
             let source = match matches.value_source(setting)? {
                 ValueSource::CommandLine => Source::Flag(typed(arg, arguments)),
                 ValueSource::EnvVariable => {
@@ -50,17 +58,29 @@ impl Sources {
                 }
                 _ => return None,
             };
-            given.then(|| (setting.to_owned(), source))
+            let text = text.to_string_lossy().into_owned();
+            (!text.is_empty()).then(|| (setting.to_owned(), Given { source, text }))
         });
         Self(Arc::new(known.collect()))
     }
 
     pub fn of_setting(&self, setting: &str) -> &Source {
-        self.0.get(setting).unwrap_or(&Source::Default)
+        self.0
+            .get(setting)
+            .map_or(&Source::Default, |given| &given.source)
     }
 
-    pub fn set(&mut self, setting: &str, source: Source) {
-        Arc::make_mut(&mut self.0).insert(setting.to_owned(), source);
+    /// The value as it was written, if it was.
+    pub fn text(&self, setting: &str) -> Option<&str> {
+        self.0.get(setting).map(|given| given.text.as_str())
+    }
+
+    pub fn set_credential(&mut self, setting: &str, file: PathBuf) {
+        let given = Given {
+            source: Source::Credential(file),
+            text: String::new(),
+        };
+        Arc::make_mut(&mut self.0).insert(setting.to_owned(), given);
     }
 }
 

@@ -46,11 +46,12 @@ const LOUD_REFUSALS: u32 = 10;
 const STRANGER_BUDGET: usize = 64 * 1024;
 
 const NAME_LENGTH: usize = 64;
+const NO_NAME: &str = "choose a user name";
 const RESERVED_NAMES: [&str; 4] = [COMMON, "server", "client", "guest"];
 
 fn name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
-        Some("choose a user name")
+        Some(NO_NAME)
     } else if RESERVED_NAMES.contains(&name) {
         Some("this user name is reserved, choose another one")
     } else if name.chars().any(char::is_control) {
@@ -282,8 +283,9 @@ impl Session {
         {
             wait = self.note_failure(now, address.ip());
         }
-        // Somebody who tries passwords does not fill the log.
-        if wait.is_zero() {
+        // Somebody who tries passwords does not fill the log; and who comes without a name, all else being right, has come to test
+        // the server (`check`).
+        if wait.is_zero() && reason != NO_NAME {
             warn!(user = ?name, peer = ?address, reason, "login refused");
         } else {
             debug!(user = ?name, peer = ?address, reason, "login refused");

@@ -16,12 +16,12 @@ const DELETE: i64 = 4;
 const RIGHT: i64 = 5;
 const SNAPSHOT: i64 = 7;
 const SERVER_SNAPSHOT: i64 = 8;
-const AUTH: i64 = 9;
+pub(super) const AUTH: i64 = 9;
 const DISCONNECT: i64 = 10;
 const KICK: i64 = 11;
 const UPDATE_CLIENTS_STATE: i64 = 12;
 const UPDATE_USER_METADATA: i64 = 13;
-const REQUEST_SERVER_INFO: i64 = 14;
+pub(super) const REQUEST_SERVER_INFO: i64 = 14;
 
 /// Bytes of one push of metadata; the add-on's are about a thousand, chat included.
 const METADATA_LIMIT: usize = 256 * 1024;

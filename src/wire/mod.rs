@@ -3,6 +3,7 @@
 //! * [`pickle`] reads and writes the data-only subset of Python's pickle that clients use.
 //! * [`delta`] folds deepdiff deltas into a node's data.
 //! * [`message`] holds the messages themselves, the same for every dialect.
+//! * [`guest`] is the other side of it: what somebody without a login says, for the tools.
 //! * [`dialect`] says which client version speaks which dialect; [`dealer`], [`four_socket`] and [`tcp`] spell the messages.
 
 pub mod chunk;
@@ -10,6 +11,7 @@ pub mod dealer;
 pub mod delta;
 pub mod dialect;
 pub mod four_socket;
+pub mod guest;
 pub mod message;
 pub mod pickle;
 pub mod tcp;

@@ -1,11 +1,12 @@
 //! Kick, exit, crash: protocol section 3.9.
 
+use std::process::Command;
 use std::time::Duration;
 use std::{fs, thread};
 
 use serde_json::json;
 
-use crate::support::{Server, wait_until};
+use crate::support::{Server, venv, wait_until};
 
 #[test]
 fn admins_kick() {
@@ -188,4 +189,79 @@ fn passwords_stay_out_of_log_and_data() {
         let text = fs::read(entry.unwrap().path()).unwrap_or_default();
         assert!(!String::from_utf8_lossy(&text).contains("sesame-3141"));
     }
+}
+
+#[test]
+fn ctl_kicks_and_check_is_no_guest() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    let bob = server.join("Bob");
+    let binary = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"))
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(server.data_dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), text)
+    };
+    let address = format!("127.0.0.1:{}", server.ports.command);
+    let (code, text) = binary(&["check", &address]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("everybody needs an add-on with replication 0.9.10"),
+        "{text}"
+    );
+    assert_eq!(alice.users().as_object().unwrap().len(), 2);
+    let (code, text) = binary(&["ctl", "users"]);
+    assert!(
+        code == Some(0) && text.contains("Alice") && text.contains("Bob"),
+        "{text}"
+    );
+    let (code, text) = binary(&["ctl", "kick", "bob"]);
+    assert!(
+        code == Some(1) && text.contains("do you mean \"Bob\"?"),
+        "{text}"
+    );
+    let (code, text) = binary(&["ctl", "kick", "Bob", "lunch is", "ready"]);
+    assert_eq!((code, &*text), (Some(0), "Bob has been kicked\n"));
+    assert!(bob.await_exit().contains("lunch is ready"));
+    server.assert_works(&[&alice]);
+}
+
+#[test]
+fn check_knows_the_python_server() {
+    let Some(python) = venv::python(&venv::CURRENT) else {
+        return;
+    };
+    let server = Server::start_upstream(python, &["--server-password", "tops3cret"]);
+    let alice = server
+        .client("Alice")
+        .server_password("tops3cret")
+        .admin()
+        .connect();
+    alice.await_lobby();
+    let check = |password: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"))
+            .args(["check", &format!("127.0.0.1:{}", server.ports.command)])
+            .args(["--server-password", password])
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (code, text) = check("tops3cret");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("probably the Python server"), "{text}");
+    let (code, text) = check("wrong");
+    assert!(
+        code == Some(1) && text.contains("Wrong server password"),
+        "{text}"
+    );
+    assert_eq!(alice.users().as_object().unwrap().len(), 1);
 }

@@ -302,7 +302,7 @@ fn copy_tree(from: &Path, to: &Path) {
         let target = to.join(path.file_name().expect("entries have names"));
         if path.is_dir() {
             copy_tree(&path, &target);
-        } else {
+        } else if path.is_file() {
             std::fs::copy(&path, &target).expect("a file can be copied");
         }
     }
