@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use clap::CommandFactory;
+
 use super::*;
 
 fn error(arguments: &[&str]) -> String {
