@@ -82,7 +82,10 @@ fn facts(text: &mut String, findings: &Findings) {
     row(
         "Version",
         match findings.needed_version() {
-            Some(_) => format!("everybody needs an add-on with replication {version}"),
+            Some(_) if findings.is_ours() => format!(
+                "add-ons need replication {version}, or one that the server lets mix with it"
+            ),
+            Some(_) => format!("add-ons need replication {version}"),
             None => "any add-on that is served; the first to start a session decides".into(),
         },
     );
