@@ -211,6 +211,12 @@ impl Recovery<'_> {
                 "journal: {damage}; what comes after it is not used"
             ));
         }
+        if reach.missing && reach.damage.is_none() {
+            self.notes.push(format!(
+                "journal: nothing is left in {} of what came after {source}; the session goes on as it was then",
+                self.layout.journal.display()
+            ));
+        }
         if reach.headless {
             self.notes.push(
                 "journal: its beginning is gone, and so is every checkpoint and backup to start from".into(),

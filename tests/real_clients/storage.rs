@@ -249,7 +249,6 @@ fn damage_costs_no_more_than_it_must() {
 }
 
 #[test]
-#[ignore = "the store says nothing of it yet"]
 fn a_lost_journal_is_not_passed_over_in_silence() {
     let Some((stopped, _)) = crashed() else {
         return;
