@@ -67,7 +67,8 @@ impl Checkpoint {
     /// Writes what differs from the last generation, as a new one. Durable when it returns.
     pub fn save(&mut self, state: &State, position: Position) -> Result<(), String> {
         if self.db.is_none() && self.directory.exists() && self.reopen().is_err() {
-            let _ = self.set_aside();
+            // A full disk is enough for that, so it stays until there is a whole new one.
+            return self.rebuild(state, position);
         }
         let result = self.try_save(state, position);
         if result.is_err() {
@@ -190,8 +191,12 @@ impl Checkpoint {
         let [new, old] = ["new", "old"].map(|what| beside(&self.directory, what));
         let _ = fs::remove_dir_all(&new);
         let (mut fresh, _, _) = Checkpoint::open(&new);
-        fresh.try_save(state, position)?;
+        let saved = fresh.try_save(state, position);
         fresh.close();
+        if saved.is_err() {
+            let _ = fs::remove_dir_all(&new);
+            return saved;
+        }
         self.close();
         let swap = || {
             let _ = fs::remove_dir_all(&old);

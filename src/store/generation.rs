@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::platform;
 use crate::wire::message::{Commit, Node, NodeId, UserName};
 
 use super::disk::sync_tree;
@@ -106,6 +107,8 @@ const LOCK_WAIT: Duration = Duration::from_millis(50);
 const LOCK_TRIES: u32 = 100;
 
 pub(super) fn open_sled(directory: &Path) -> Result<sled::Db, String> {
+    // Its files are as readable as the system likes, so nobody else gets at them.
+    platform::create_private_dir(directory).map_err(|error| error.to_string())?;
     let mut tries = 0;
     loop {
         let opened = sled::Config::new()

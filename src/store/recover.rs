@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::platform;
 use crate::wire::message::UserName;
 
 use super::backup;
@@ -40,8 +41,12 @@ pub fn open_on(
 ) -> Result<(DiskStore, Recovered), StoreError> {
     let layout = Layout::new(data);
     for directory in [&layout.root, &layout.journal, &layout.backups] {
-        fs::create_dir_all(directory).map_err(StoreError::at(directory))?;
+        platform::create_private_dir(directory).map_err(layout.error(directory))?;
     }
+    // What is in them is durable only if they are. Where that cannot be done there is nothing better.
+    let _ = disk.sync_dir(session_file::parent(&layout.root));
+    disk.sync_dir(&layout.root)
+        .map_err(layout.error(&layout.root))?;
     let lock = lock(&layout)?;
     let mut recovery = Recovery {
         disk: &disk,
@@ -85,16 +90,18 @@ pub fn open_on(
 
 /// Holds the data directory for this process.
 fn lock(layout: &Layout) -> Result<File, StoreError> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    let file = options
-        .open(&layout.lock)
-        .map_err(StoreError::at(&layout.lock))?;
+    let file = platform::open_private(&layout.lock).map_err(layout.error(&layout.lock))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(layout.root.clone())),
-        Err(TryLockError::Error(error)) => Err(StoreError::at(&layout.lock)(error)),
+        Err(TryLockError::Error(error)) => Err(layout.error(&layout.lock)(error)),
     }
+}
+
+/// Whether a server is running on this data directory. Changes nothing.
+pub fn in_use(data: &Path) -> bool {
+    File::open(Layout::new(data).lock)
+        .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 struct Recovery<'a> {

@@ -5,7 +5,7 @@
 //! the comment of the gzip header, where it is read without unpacking anything.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::platform;
 use crate::wire::message::{COMMON, Node, NodeId};
 use crate::wire::pickle::{self, Value};
 use crate::wire::{Dialect, dealer};
@@ -369,6 +370,22 @@ pub fn export_session(path: &Path, state: &State) -> Result<(), FileError> {
 /// is whole and durable. Blocks as long as it is large.
 pub fn export(path: &Path, state: &State, about: &About) -> Result<(), FileError> {
     export_on(&RealDisk, path, state, about)
+}
+
+/// Copies a file, which gets its name when it is whole and durable.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = temporary(to);
+    let _ = fs::remove_file(&temporary);
+    let copied = platform::create_private(&temporary).and_then(|mut file| {
+        io::copy(&mut File::open(from)?, &mut file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, to)?;
+        RealDisk.sync_dir(parent(to))
+    });
+    if copied.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    copied
 }
 
 pub(super) fn export_on(

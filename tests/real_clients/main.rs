@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod disk;
 mod editing;
 mod hostile;
 mod joining;
