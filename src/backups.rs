@@ -170,10 +170,24 @@ pub fn health(status: &StoreStatus) -> Vec<String> {
         None => "no change since the start".into(),
     });
     lines.push(match &status.last_backup {
-        Some(backup) => format!("last backup {} ({})", backup.name(), local(backup.time)),
+        Some(backup) => format!(
+            "last backup {} ago: {} ({})",
+            age(backup.time),
+            backup.name(),
+            local(backup.time)
+        ),
         None => "no backup yet".into(),
     });
     lines
+}
+
+/// Clocks may have been set back since.
+fn age(time: SystemTime) -> String {
+    match time.elapsed().map_or(0, |age| age.as_secs()) {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
 }
 
 fn local(time: SystemTime) -> String {

@@ -116,11 +116,19 @@ async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)> {
     Ok((store, recovered))
 }
 
-/// A scene that is to replace the running one, and who waits for that.
-struct Loaded {
-    name: String,
-    scene: SavedScene,
+/// What is to replace the running scene, and who waits for that.
+struct Replacement {
+    by: Successor,
+    /// The running one has been backed up.
+    backed_up: bool,
     answer: oneshot::Sender<AdminReply>,
+}
+
+enum Successor {
+    /// A file's name and its scene.
+    Saved(String, SavedScene),
+    /// None: back to the lobby.
+    Nothing,
 }
 
 /// The session and what carries out its decisions.
@@ -131,8 +139,8 @@ struct Core {
     folded: mpsc::UnboundedSender<Folded>,
     folds: mpsc::UnboundedReceiver<Folded>,
     /// Scenes that the operator wants, read from files; as many as he has asked for.
-    loaded: mpsc::UnboundedSender<Loaded>,
-    loads: mpsc::UnboundedReceiver<Loaded>,
+    loaded: mpsc::UnboundedSender<Replacement>,
+    loads: mpsc::UnboundedReceiver<Replacement>,
     data_dir: PathBuf,
     import: Option<PathBuf>,
     store: Box<dyn Store>,
@@ -220,15 +228,23 @@ impl Core {
                     let Some((command, answer)) = request else {
                         bail!("nobody is left who could stop the server");
                     };
-                    if let AdminCommand::Store(command) = command {
-                        self.storage(command, answer);
-                        continue;
+                    match command {
+                        AdminCommand::Store(command) => {
+                            self.storage(command, answer);
+                            continue;
+                        }
+                        AdminCommand::New => {
+                            self.replace_scene(Replacement {
+                                by: Successor::Nothing,
+                                backed_up: false,
+                                answer,
+                            });
+                            continue;
+                        }
+                        _ => {}
                     }
                     let exit = matches!(command, AdminCommand::Exit { .. });
                     self.stopping = exit;
-                    if command == AdminCommand::New {
-                        self.save("before a new scene".into());
-                    }
                     let mut reply = self.session.admin(Instant::now(), command);
                     if let AdminReply::Status(status) = &mut reply {
                         status.storage = backups::health(&self.store.status());
@@ -417,28 +433,16 @@ impl Core {
                 });
             }
             StoreCommand::Restore { name } => {
-                let before = self.backup("before a restore");
                 let loaded = self.loaded.clone();
-                tokio::spawn(async move {
-                    if let Ok(Err(error)) = before.await {
-                        let text = format!(
-                            "not restored, since the running scene could not be backed up: {error}"
-                        );
-                        return drop(answer.send(AdminReply::Failed(text)));
-                    }
-                    let read = tokio::task::spawn_blocking(move || backups::read(&data_dir, &name));
-                    match read.await {
-                        Ok(Ok((name, scene))) => drop(loaded.send(Loaded {
-                            name,
-                            scene,
+                tokio::task::spawn_blocking(move || {
+                    // Before anything is saved: that may be the eleventh backup, and would be the latest.
+                    match backups::read(&data_dir, &name) {
+                        Ok((name, scene)) => drop(loaded.send(Replacement {
+                            by: Successor::Saved(name, scene),
+                            backed_up: false,
                             answer,
                         })),
-                        Ok(Err(error)) => {
-                            drop(answer.send(AdminReply::Failed(format!("{error:#}"))))
-                        }
-                        Err(_) => drop(
-                            answer.send(AdminReply::Failed("the backup could not be read".into())),
-                        ),
+                        Err(error) => drop(answer.send(AdminReply::Failed(format!("{error:#}")))),
                     }
                 });
             }
@@ -467,22 +471,53 @@ impl Core {
         Ok(())
     }
 
-    fn replace_scene(&mut self, loaded: Loaded) {
-        let Loaded {
-            name,
-            scene,
+    /// Puts something else in the place of the scene as soon as that is backed up.
+    fn replace_scene(&mut self, replacement: Replacement) {
+        let Replacement {
+            by,
+            backed_up,
             answer,
-        } = loaded;
-        let nodes = scene.nodes.len();
-        let reason = format!("restored from {name}");
-        let reply = match self.session.replace_scene(Instant::now(), scene, &reason) {
-            Ok(()) => {
-                info!(nodes, name, "Session restored from disk");
-                AdminReply::Done(format!(
-                    "{name} is restored: {nodes} nodes, on their way to everybody"
-                ))
+        } = replacement;
+        let reason = match by {
+            Successor::Saved(..) => "before a restore",
+            Successor::Nothing => "before a new scene",
+        };
+        if !backed_up {
+            let before = self.backup(reason);
+            let loaded = self.loaded.clone();
+            tokio::spawn(async move {
+                if let Ok(Err(error)) = before.await {
+                    let text = format!(
+                        "nothing is changed, since the running scene could not be backed up: {error}"
+                    );
+                    return drop(answer.send(AdminReply::Failed(text)));
+                }
+                drop(loaded.send(Replacement {
+                    by,
+                    backed_up: true,
+                    answer,
+                }));
+            });
+            return;
+        }
+        // What was done meanwhile.
+        self.save(reason.into());
+        let now = Instant::now();
+        let reply = match by {
+            Successor::Nothing => self.session.admin(now, AdminCommand::New),
+            Successor::Saved(name, scene) => {
+                let nodes = scene.nodes.len();
+                let reason = format!("restored from {name}");
+                match self.session.replace_scene(now, scene, &reason) {
+                    Ok(()) => {
+                        info!(nodes, name, "Session restored from disk");
+                        AdminReply::Done(format!(
+                            "{name} is restored: {nodes} nodes, on their way to everybody"
+                        ))
+                    }
+                    Err(why) => AdminReply::Failed(format!("not restored: {why}")),
+                }
             }
-            Err(why) => AdminReply::Failed(format!("not restored: {why}")),
         };
         let _ = answer.send(reply);
     }
