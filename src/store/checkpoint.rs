@@ -15,9 +15,11 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use super::disk::sync_directory;
 use super::generation::{
-    BlobWriter, Content, Manifest, Place, flush, guarded, load, open_sled, places, remove,
+    BlobWriter, Content, FULL, Manifest, Place, flush, guarded, load, open_sled, places, remove,
 };
 use super::journal::Position;
 use super::session_file::parent;
@@ -32,6 +34,8 @@ pub(super) struct Checkpoint {
     directory: PathBuf,
     db: Option<sled::Db>,
     content: Content,
+    /// It could not be opened because the disk is full, and may well be whole.
+    pub full: bool,
 }
 
 impl Checkpoint {
@@ -41,6 +45,7 @@ impl Checkpoint {
             directory: directory.to_owned(),
             db: None,
             content: Content::default(),
+            full: false,
         };
         let mut notes = Vec::new();
         let old = beside(directory, "old");
@@ -58,6 +63,7 @@ impl Checkpoint {
             Ok(found) => (checkpoint, Some(found), notes),
             Err(reason) => {
                 notes.push(format!("{}: {reason}", directory.display()));
+                checkpoint.full = reason.starts_with(FULL);
                 notes.extend(checkpoint.set_aside());
                 (checkpoint, None, notes)
             }
@@ -76,7 +82,14 @@ impl Checkpoint {
             self.close();
             return result;
         }
-        self.compact(state, position)
+        // It is whole and durable as it is.
+        if let Err(reason) = self.compact(state, position) {
+            warn!(
+                reason,
+                "the checkpoint's database could not be made smaller"
+            );
+        }
+        Ok(())
     }
 
     fn try_save(&mut self, state: &State, position: Position) -> Result<(), String> {
@@ -160,6 +173,11 @@ impl Checkpoint {
             Ok(()) => format!("the checkpoint is set aside as {}", aside.display()),
             Err(error) => format!("{} cannot be set aside: {error}", self.directory.display()),
         })
+    }
+
+    /// Takes setting aside back.
+    pub fn put_back(self) {
+        let _ = fs::rename(beside(&self.directory, "damaged"), &self.directory);
     }
 
     fn close(&mut self) {

@@ -1,6 +1,7 @@
 //! The start: what there was, from whatever is left of it.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,6 +59,12 @@ pub fn open_on(
     let (checkpoint, saved, notes) = Checkpoint::open(&layout.checkpoint);
     recovery.notes.extend(notes);
     let (mut best, backup) = recovery.best(saved);
+    if checkpoint.full && best.source.is_none() {
+        // Better no start than one without the scene that it may hold.
+        checkpoint.put_back();
+        let error = io::ErrorKind::StorageFull.into();
+        return Err(layout.error(&layout.checkpoint)(error));
+    }
     let seen = recovery.latest_segment();
     recovery.adopt(&best.reach);
     let mut end = best.reach.end;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use blender_multiuser::store::{Verified, list, verify};
 
-use crate::support::{Client, Server, wait_until, wait_within};
+use crate::support::{Client, Server, Stopped, wait_until, wait_within};
 
 /// A file system of its own, as small as one likes.
 struct SmallDisk(PathBuf);
@@ -172,6 +172,34 @@ fn a_server_on_a_full_disk_still_starts_with_everything() {
     let erin = server.join("Erin");
     erin.await_value("World", "d['stamp']", 3);
     server.assert_works(&[&alice, &bob, &dora, &erin]);
+    let stopped = server.kill();
+    disk.fill();
+    the_checkpoint_alone_is_not_given_up(&stopped);
+}
+
+/// sled cannot open on a full disk, which must not look like an empty session.
+fn the_checkpoint_alone_is_not_given_up(stopped: &Stopped) {
+    let hide = |hidden: bool| {
+        for part in ["journal", "backups"] {
+            let (here, away) = (stopped.path(part), stopped.path(&format!("{part}.away")));
+            let _ = fs::remove_dir(if hidden { &away } else { &here });
+            match hidden {
+                true => fs::rename(here, away).unwrap(),
+                false => fs::rename(away, here).unwrap(),
+            }
+        }
+    };
+    hide(true);
+    let output = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"))
+        .args(["--port", "0", "--admin-password", "admin", "--data-dir"])
+        .arg(stopped.data_dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no storage space"), "{said}");
+    assert!(stopped.path("state.sled/db").exists());
+    hide(false);
 }
 
 const DIGEST: &str = "__import__('hashlib').sha256(d['blob']).hexdigest()";

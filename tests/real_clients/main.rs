@@ -20,6 +20,7 @@ mod network;
 mod presence;
 mod restart;
 mod rights;
+mod sizes;
 mod storage;
 mod storm;
 mod versions;
