@@ -8,13 +8,11 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Ports, Proxy, Server, venv};
+use support::{Load, Ports, Proxy, Server, venv};
 
 /// What a drag of objects is like, and a sculpted mesh.
 const LOADS: [(&str, usize, usize, &str, usize); 4] = [
@@ -41,52 +39,6 @@ impl Kind {
             Kind::Ours => Server::start_with(&["--log-level", "info"]).expect("python is here"),
             Kind::Upstream => Server::start_upstream(python.to_owned(), &[]),
         }
-    }
-}
-
-/// A load generator process.
-struct Load {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Load {
-    fn start(python: &Path, arguments: &Value) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/load.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .arg(arguments.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the load generator starts");
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self {
-            child,
-            stdin,
-            stdout,
-        }
-    }
-
-    fn next(&mut self) -> Value {
-        let mut line = String::new();
-        self.stdout
-            .read_line(&mut line)
-            .expect("the load generator can be read");
-        serde_json::from_str(&line).expect("the load generator speaks JSON; its error is above")
-    }
-
-    fn go(&mut self) {
-        writeln!(self.stdin).expect("the load generator listens");
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,7 +1,6 @@
 //! What the operator does with backups and session files.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -94,8 +93,20 @@ fn find(data_dir: &Path, name: &str) -> Result<PathBuf> {
 /// Has the server, which must not be running, start with this backup the next time.
 pub fn restore_at_next_start(data_dir: &Path, name: &str) -> Result<String> {
     let path = find(data_dir, name)?;
+    if store::in_use(data_dir) {
+        bail!(
+            "a server is running on {}; type `restore {name}` at its console, or stop it first",
+            data_dir.display()
+        );
+    }
+    if store::verify(&path) == Verified::No {
+        bail!(
+            "{} is damaged; `backups` shows which ones are not",
+            path.display()
+        );
+    }
     let target = data_dir.join("session_restore.db");
-    fs::copy(&path, &target).with_context(|| format!("cannot write {}", target.display()))?;
+    store::copy(&path, &target).with_context(|| format!("cannot write {}", target.display()))?;
     Ok(format!(
         "{} will be restored at the next start of the server; what is there now is backed up then",
         path.file_name().unwrap_or_default().to_string_lossy()
@@ -104,6 +115,13 @@ pub fn restore_at_next_start(data_dir: &Path, name: &str) -> Result<String> {
 
 /// Writes the scene of a server that is not running as a session file.
 pub fn export_offline(data_dir: &Path, path: &Path) -> Result<String> {
+    // Opening would make it.
+    if !data_dir.is_dir() {
+        bail!(
+            "there is no data directory {}; name it with --data-dir",
+            data_dir.display()
+        );
+    }
     let (_store, recovered) = store::open(data_dir, store::Settings::default())?;
     export(path, &recovered.state)
 }
@@ -152,10 +170,24 @@ pub fn health(status: &StoreStatus) -> Vec<String> {
         None => "no change since the start".into(),
     });
     lines.push(match &status.last_backup {
-        Some(backup) => format!("last backup {} ({})", backup.name(), local(backup.time)),
+        Some(backup) => format!(
+            "last backup {} ago: {} ({})",
+            age(backup.time),
+            backup.name(),
+            local(backup.time)
+        ),
         None => "no backup yet".into(),
     });
     lines
+}
+
+/// Clocks may have been set back since.
+fn age(time: SystemTime) -> String {
+    match time.elapsed().map_or(0, |age| age.as_secs()) {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
 }
 
 fn local(time: SystemTime) -> String {

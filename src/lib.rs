@@ -4,6 +4,7 @@
 //! and sockets carry out what it decided.
 
 pub mod admin;
+pub mod alarm;
 pub mod backups;
 pub mod banner;
 pub mod config;

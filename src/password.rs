@@ -104,9 +104,15 @@ pub fn admin_password(config: &Config) -> Result<AdminPassword> {
         Err(error) => return Err(error).with_context(|| unwritable(&path)),
     }
     let secret = random()?;
-    fs::create_dir_all(&config.data_dir)
+    platform::create_private_dir(&config.data_dir)
         .and_then(|()| platform::write_private(&path, format!("{}\n", secret.reveal()).as_bytes()))
-        .with_context(|| unwritable(&path))?;
+        .map_err(|error| match platform::cure(&config.data_dir, &error) {
+            Some(cure) => anyhow::anyhow!(
+                "cannot write to the data directory {}: {error}: {cure}",
+                config.data_dir.display()
+            ),
+            None => anyhow::Error::new(error).context(unwritable(&path)),
+        })?;
     Ok(AdminPassword {
         secret,
         origin: Origin::Made(path),

@@ -4,10 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+mod access;
 pub mod local;
 #[cfg(unix)]
 mod service;
 
+pub use access::*;
 pub use system::*;
 
 /// Writes a file that only its owner can read, all of it or nothing.

@@ -3,21 +3,23 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{AdminCommand, AdminReply, Request, StoreCommand};
+use crate::alarm::{Alarm, CURED, Tell};
 use crate::backups;
 use crate::config::{Bind, Config, Ports};
 use crate::net::{self, ConnId, Link};
 use crate::password::AdminPassword;
 use crate::session::{Effect, Event, Folded, Session, Settings, TICK};
 use crate::store::{
-    self, BackupRequest, DiskStore, Record, SaveResult, Saved, SavedScene, State, Store, Written,
+    self, BackupRequest, DiskStore, Record, Recovered, SaveResult, Saved, SavedScene, Store,
+    Written,
 };
 
 /// Events on their way from the connections to the session; when it is full, connections stop reading.
@@ -26,10 +28,16 @@ const EVENTS: usize = 1024;
 /// Events taken at once.
 const BATCH: usize = 256;
 
-/// How long a relay waits for the journal at most.
-const JOURNAL_PATIENCE: Duration = Duration::from_millis(5);
+/// How long a relay waits for the journal at most. A write takes microseconds; on a loaded machine its thread may have to wait for
+/// a processor, and must not be taken for a slow disk.
+const JOURNAL_PATIENCE: Duration = Duration::from_millis(100);
 
-const LOOK_AFTER_JOURNAL: Duration = Duration::from_secs(10);
+/// After it was waited for in vain, how long nobody waits again: a slow disk delays one relay now and then, not each.
+const JOURNAL_MISTRUST: Duration = Duration::from_secs(1);
+
+/// How often the store is looked after, and how far apart it is asked for saves that the journal wants.
+const LOOK_AFTER_STORE: Duration = Duration::from_secs(1);
+const WANTED_SAVES: Duration = Duration::from_secs(10);
 
 /// How long the last messages to clients may take when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -41,7 +49,19 @@ pub async fn run(
     requests: mpsc::Receiver<Request>,
     ready: impl FnOnce(Ports) -> Result<()>,
 ) -> Result<()> {
-    let (store, saved) = open_store(&config).await?;
+    let (store, recovered) = open_store(&config).await?;
+    run_on(Box::new(store), recovered, config, admin, requests, ready).await
+}
+
+/// [`run`] with a store of the caller's, and what was found in it.
+pub async fn run_on(
+    store: Box<dyn Store>,
+    recovered: Recovered,
+    config: Config,
+    admin: AdminPassword,
+    requests: mpsc::Receiver<Request>,
+    ready: impl FnOnce(Ports) -> Result<()>,
+) -> Result<()> {
     let addresses = match &config.bind {
         Bind::All => &[][..],
         Bind::Only(addresses) => addresses,
@@ -60,7 +80,7 @@ pub async fn run(
     let (report, events) = mpsc::channel(EVENTS);
     let network = bound.serve(net::Settings::default(), report);
     let core = Core::new(
-        Session::restored(Instant::now(), settings, saved),
+        Session::restored(Instant::now(), settings, recovered.state),
         store,
         &config,
     );
@@ -71,7 +91,7 @@ pub async fn run(
 }
 
 /// Opens the data directory and reads what the last run left there.
-async fn open_store(config: &Config) -> Result<(DiskStore, State)> {
+async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)> {
     let settings = store::Settings {
         max_backups: config.max_backups,
         ..store::Settings::default()
@@ -93,14 +113,22 @@ async fn open_store(config: &Config) -> Result<(DiskStore, State)> {
             "Session restored from disk"
         );
     }
-    Ok((store, recovered.state))
+    Ok((store, recovered))
 }
 
-/// A scene that is to replace the running one, and who waits for that.
-struct Loaded {
-    name: String,
-    scene: SavedScene,
+/// What is to replace the running scene, and who waits for that.
+struct Replacement {
+    by: Successor,
+    /// The running one has been backed up.
+    backed_up: bool,
     answer: oneshot::Sender<AdminReply>,
+}
+
+enum Successor {
+    /// A file's name and its scene.
+    Saved(String, SavedScene),
+    /// None: back to the lobby.
+    Nothing,
 }
 
 /// The session and what carries out its decisions.
@@ -111,13 +139,17 @@ struct Core {
     folded: mpsc::UnboundedSender<Folded>,
     folds: mpsc::UnboundedReceiver<Folded>,
     /// Scenes that the operator wants, read from files; as many as he has asked for.
-    loaded: mpsc::UnboundedSender<Loaded>,
-    loads: mpsc::UnboundedReceiver<Loaded>,
+    loaded: mpsc::UnboundedSender<Replacement>,
+    loads: mpsc::UnboundedReceiver<Replacement>,
     data_dir: PathBuf,
     import: Option<PathBuf>,
-    store: DiskStore,
-    /// A receipt of the journal that took too long: until it is there, relays do not wait for others.
-    slow: Option<oneshot::Receiver<Written>>,
+    store: Box<dyn Store>,
+    /// A receipt of the journal that took too long, and when that was: until it is there and a while after, relays do not wait for
+    /// others.
+    slow: Option<(oneshot::Receiver<Written>, Instant)>,
+    alarm: Alarm,
+    /// When the last save began that the journal wanted.
+    wanted: Option<Instant>,
     /// Everybody is leaving because the server stops: one save at the end does for all.
     stopping: bool,
     /// `None`: no backups by the clock.
@@ -125,7 +157,7 @@ struct Core {
 }
 
 impl Core {
-    fn new(session: Session, store: DiskStore, config: &Config) -> Self {
+    fn new(session: Session, store: Box<dyn Store>, config: &Config) -> Self {
         let (folded, folds) = mpsc::unbounded_channel();
         let (loaded, loads) = mpsc::unbounded_channel();
         Core {
@@ -139,6 +171,8 @@ impl Core {
             import: config.import.clone(),
             store,
             slow: None,
+            alarm: Alarm::default(),
+            wanted: None,
             stopping: false,
             save_interval: config.save_interval,
         }
@@ -156,9 +190,12 @@ impl Core {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
-        // Without backups by the clock it only looks whether the journal wants one.
-        let mut save = tokio::time::interval(self.save_interval.unwrap_or(LOOK_AFTER_JOURNAL));
-        save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_AFTER_STORE);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut save = self.save_interval.map(tokio::time::interval);
+        if let Some(save) = &mut save {
+            save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         match self.save_interval {
             Some(interval) => info!("Auto-save enabled (interval: {}s)", interval.as_secs()),
             None => info!("Auto-save disabled"),
@@ -182,20 +219,32 @@ impl Core {
                     self.replace_scene(loaded);
                     self.carry_out().await;
                 }
-                _ = save.tick() => self.autosave(),
+                () = ticks(save.as_mut()) => self.save("auto-save".into()),
+                _ = look.tick() => {
+                    self.look_after_store();
+                    self.carry_out().await;
+                }
                 request = requests.recv() => {
                     let Some((command, answer)) = request else {
                         bail!("nobody is left who could stop the server");
                     };
-                    if let AdminCommand::Store(command) = command {
-                        self.storage(command, answer);
-                        continue;
+                    match command {
+                        AdminCommand::Store(command) => {
+                            self.storage(command, answer);
+                            continue;
+                        }
+                        AdminCommand::New => {
+                            self.replace_scene(Replacement {
+                                by: Successor::Nothing,
+                                backed_up: false,
+                                answer,
+                            });
+                            continue;
+                        }
+                        _ => {}
                     }
                     let exit = matches!(command, AdminCommand::Exit { .. });
                     self.stopping = exit;
-                    if command == AdminCommand::New {
-                        self.save("before a new scene".into());
-                    }
                     let mut reply = self.session.admin(Instant::now(), command);
                     if let AdminReply::Status(status) = &mut reply {
                         status.storage = backups::health(&self.store.status());
@@ -286,26 +335,44 @@ impl Core {
     /// Hands records to the kernel. A disk that is not done within a moment does not delay relays, nor do those after it.
     async fn write(&mut self, records: Vec<Record>) {
         let mut receipt = self.store.append(records);
-        if let Some(slow) = &mut self.slow {
-            match slow.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => return,
-                _ => self.slow = None,
+        if let Some((slow, since)) = &mut self.slow {
+            let waiting = matches!(slow.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+            if waiting || since.elapsed() < JOURNAL_MISTRUST {
+                return;
             }
+            self.slow = None;
         }
         if tokio::time::timeout(JOURNAL_PATIENCE, &mut receipt)
             .await
             .is_err()
         {
-            self.slow = Some(receipt);
+            self.slow = Some((receipt, Instant::now()));
         }
     }
 
-    fn autosave(&mut self) {
-        if let Some(why) = self.store.status().wants_save {
+    /// Tells of trouble with the disk, and saves where the journal alone does not do.
+    fn look_after_store(&mut self) {
+        let status = self.store.status();
+        match self.alarm.look(Instant::now(), &status) {
+            None => {}
+            Some(Tell::Trouble { text, chat }) => {
+                error!("{text}");
+                if chat {
+                    self.session.announce(SystemTime::now(), &text);
+                }
+            }
+            Some(Tell::Cured) => {
+                info!("{CURED}");
+                self.session.announce(SystemTime::now(), CURED);
+            }
+        }
+        let due = self.wanted.is_none_or(|at| at.elapsed() >= WANTED_SAVES);
+        if let Some(why) = status.wants_save
+            && due
+        {
+            self.wanted = Some(Instant::now());
             let receipt = self.request_backup(why, true);
             tokio::spawn(async move { report(receipt.await, why) });
-        } else if self.save_interval.is_some() {
-            self.save("auto-save".into());
         }
     }
 
@@ -324,7 +391,7 @@ impl Core {
         }
         // Closing waits for the disk.
         let store = self.store;
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        let _ = tokio::task::spawn_blocking(move || drop(store)).await;
     }
 
     /// What the operator wants of the store. The answer comes when it is done.
@@ -366,38 +433,32 @@ impl Core {
                 });
             }
             StoreCommand::Restore { name } => {
-                let before = self.backup("before a restore");
                 let loaded = self.loaded.clone();
-                tokio::spawn(async move {
-                    if let Ok(Err(error)) = before.await {
-                        let text = format!(
-                            "not restored, since the running scene could not be backed up: {error}"
-                        );
-                        return drop(answer.send(AdminReply::Failed(text)));
-                    }
-                    let read = tokio::task::spawn_blocking(move || backups::read(&data_dir, &name));
-                    match read.await {
-                        Ok(Ok((name, scene))) => drop(loaded.send(Loaded {
-                            name,
-                            scene,
+                tokio::task::spawn_blocking(move || {
+                    // Before anything is saved: that may be the eleventh backup, and would be the latest.
+                    match backups::read(&data_dir, &name) {
+                        Ok((name, scene)) => drop(loaded.send(Replacement {
+                            by: Successor::Saved(name, scene),
+                            backed_up: false,
                             answer,
                         })),
-                        Ok(Err(error)) => {
-                            drop(answer.send(AdminReply::Failed(format!("{error:#}"))))
-                        }
-                        Err(_) => drop(
-                            answer.send(AdminReply::Failed("the backup could not be read".into())),
-                        ),
+                        Err(error) => drop(answer.send(AdminReply::Failed(format!("{error:#}")))),
                     }
                 });
             }
         }
     }
 
-    /// Begins with the scene of a file. What was there is backed up first.
+    /// Begins with the scene of a file. Not where there is a scene: a service that is started with the same flags again would go
+    /// back to the file's.
     async fn import_scene(&mut self, path: &Path) -> Result<()> {
-        if let Ok(Err(error)) = self.backup("before an import").await {
-            bail!("not imported, since the scene that is there could not be backed up: {error}");
+        if self.session.has_scene() {
+            warn!(
+                file = %path.display(),
+                "not imported, for there is a scene already; to have this file in its place stop the server and copy it to {}",
+                self.data_dir.join("session_restore.db").display()
+            );
+            return Ok(());
         }
         let file = path.to_owned();
         let scene = tokio::task::spawn_blocking(move || backups::read_file(&file)).await??;
@@ -410,22 +471,53 @@ impl Core {
         Ok(())
     }
 
-    fn replace_scene(&mut self, loaded: Loaded) {
-        let Loaded {
-            name,
-            scene,
+    /// Puts something else in the place of the scene as soon as that is backed up.
+    fn replace_scene(&mut self, replacement: Replacement) {
+        let Replacement {
+            by,
+            backed_up,
             answer,
-        } = loaded;
-        let nodes = scene.nodes.len();
-        let reason = format!("restored from {name}");
-        let reply = match self.session.replace_scene(Instant::now(), scene, &reason) {
-            Ok(()) => {
-                info!(nodes, name, "Session restored from disk");
-                AdminReply::Done(format!(
-                    "{name} is restored: {nodes} nodes, on their way to everybody"
-                ))
+        } = replacement;
+        let reason = match by {
+            Successor::Saved(..) => "before a restore",
+            Successor::Nothing => "before a new scene",
+        };
+        if !backed_up {
+            let before = self.backup(reason);
+            let loaded = self.loaded.clone();
+            tokio::spawn(async move {
+                if let Ok(Err(error)) = before.await {
+                    let text = format!(
+                        "nothing is changed, since the running scene could not be backed up: {error}"
+                    );
+                    return drop(answer.send(AdminReply::Failed(text)));
+                }
+                drop(loaded.send(Replacement {
+                    by,
+                    backed_up: true,
+                    answer,
+                }));
+            });
+            return;
+        }
+        // What was done meanwhile.
+        self.save(reason.into());
+        let now = Instant::now();
+        let reply = match by {
+            Successor::Nothing => self.session.admin(now, AdminCommand::New),
+            Successor::Saved(name, scene) => {
+                let nodes = scene.nodes.len();
+                let reason = format!("restored from {name}");
+                match self.session.replace_scene(now, scene, &reason) {
+                    Ok(()) => {
+                        info!(nodes, name, "Session restored from disk");
+                        AdminReply::Done(format!(
+                            "{name} is restored: {nodes} nodes, on their way to everybody"
+                        ))
+                    }
+                    Err(why) => AdminReply::Failed(format!("not restored: {why}")),
+                }
             }
-            Err(why) => AdminReply::Failed(format!("not restored: {why}")),
         };
         let _ = answer.send(reply);
     }
@@ -463,6 +555,14 @@ impl Core {
                 "something was to be done with a connection that has ended"
             ),
         }
+    }
+}
+
+/// The next tick, or never.
+async fn ticks(interval: Option<&mut Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

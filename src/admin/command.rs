@@ -92,8 +92,8 @@ pub const COMMANDS: &[Command] = &[
         name: "save",
         arguments: "[note]",
         summary: "make a backup of the session now",
-        details: "Every change is in the journal anyway; a backup is a file that Blender can open, too. The note is shown by backups.",
-        not: &["backup", "write", "snapshot"],
+        details: "Every change is in the journal anyway; a backup is a file that Blender can open, too. The note is shown by backups. backup does the same.",
+        not: &["write", "snapshot"],
         takes: Takes::Nothing,
         parse: |rest| {
             let note = Some(rest.trim().to_owned()).filter(|note| !note.is_empty());
@@ -196,7 +196,11 @@ pub fn parse(line: &str) -> Result<Input, String> {
 }
 
 fn find(name: &str) -> Result<&'static Command, String> {
-    let wanted = name.to_lowercase();
+    let wanted = match &*name.to_lowercase() {
+        // What the guides call it.
+        "backup" => "save".to_owned(),
+        other => other.to_owned(),
+    };
     COMMANDS
         .iter()
         .find(|command| command.name == wanted)
@@ -447,6 +451,7 @@ mod tests {
             Input::Ask(AdminCommand::Exit { .. }, _)
         ));
         assert!(parse("exit now").unwrap_err().contains("Usage: exit"));
+        assert_eq!(parse("Backup a note"), parse("save a note"));
     }
 
     #[test]
@@ -490,7 +495,7 @@ mod tests {
             ("stauts", "status"),
             ("halp", "help"),
             ("stat", "status"),
-            ("backup", "save"),
+            ("snapshot", "save"),
         ] {
             let why = parse(typed).unwrap_err();
             assert!(why.contains(&format!("'{meant}'")), "{typed}: {why}");

@@ -58,6 +58,11 @@ impl Session {
         }
     }
 
+    /// Whether there is a scene that people work in.
+    pub fn has_scene(&self) -> bool {
+        matches!(self.scene, Scene::Running)
+    }
+
     pub fn status(&self, now: Time) -> Status {
         Status {
             scene: match self.scene {

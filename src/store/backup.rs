@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use jiff::civil::DateTime;
 use jiff::{Timestamp, ToSpan, Zoned};
 use sha2::{Digest, Sha256};
+use tracing::warn;
 
 use super::disk::Disk;
 use super::session_file::{self, About};
@@ -105,7 +106,10 @@ pub(super) fn write(
     let path = layout.backups.join(name);
     session_file::export_on(disk, &path, state, about)?;
     let info = info(&path).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    write_metadata(disk, layout, state, &info, about)?;
+    // The backup is whole without it.
+    if let Err(error) = write_metadata(disk, layout, state, &info, about) {
+        warn!(%error, "{} could not be written", layout.metadata.display());
+    }
     Ok(info)
 }
 

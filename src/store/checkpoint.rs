@@ -15,9 +15,11 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use super::disk::sync_directory;
 use super::generation::{
-    BlobWriter, Content, Manifest, Place, flush, guarded, load, open_sled, places, remove,
+    BlobWriter, Content, FULL, Manifest, Place, flush, guarded, load, open_sled, places, remove,
 };
 use super::journal::Position;
 use super::session_file::parent;
@@ -32,6 +34,8 @@ pub(super) struct Checkpoint {
     directory: PathBuf,
     db: Option<sled::Db>,
     content: Content,
+    /// It could not be opened because the disk is full, and may well be whole.
+    pub full: bool,
 }
 
 impl Checkpoint {
@@ -41,6 +45,7 @@ impl Checkpoint {
             directory: directory.to_owned(),
             db: None,
             content: Content::default(),
+            full: false,
         };
         let mut notes = Vec::new();
         let old = beside(directory, "old");
@@ -58,6 +63,7 @@ impl Checkpoint {
             Ok(found) => (checkpoint, Some(found), notes),
             Err(reason) => {
                 notes.push(format!("{}: {reason}", directory.display()));
+                checkpoint.full = reason.starts_with(FULL);
                 notes.extend(checkpoint.set_aside());
                 (checkpoint, None, notes)
             }
@@ -67,7 +73,8 @@ impl Checkpoint {
     /// Writes what differs from the last generation, as a new one. Durable when it returns.
     pub fn save(&mut self, state: &State, position: Position) -> Result<(), String> {
         if self.db.is_none() && self.directory.exists() && self.reopen().is_err() {
-            let _ = self.set_aside();
+            // A full disk is enough for that, so it stays until there is a whole new one.
+            return self.rebuild(state, position);
         }
         let result = self.try_save(state, position);
         if result.is_err() {
@@ -75,7 +82,14 @@ impl Checkpoint {
             self.close();
             return result;
         }
-        self.compact(state, position)
+        // It is whole and durable as it is.
+        if let Err(reason) = self.compact(state, position) {
+            warn!(
+                reason,
+                "the checkpoint's database could not be made smaller"
+            );
+        }
+        Ok(())
     }
 
     fn try_save(&mut self, state: &State, position: Position) -> Result<(), String> {
@@ -161,6 +175,11 @@ impl Checkpoint {
         })
     }
 
+    /// Takes setting aside back.
+    pub fn put_back(self) {
+        let _ = fs::rename(beside(&self.directory, "damaged"), &self.directory);
+    }
+
     fn close(&mut self) {
         if let Some(db) = self.db.take() {
             // Dropping it writes, so it may well panic.
@@ -190,8 +209,12 @@ impl Checkpoint {
         let [new, old] = ["new", "old"].map(|what| beside(&self.directory, what));
         let _ = fs::remove_dir_all(&new);
         let (mut fresh, _, _) = Checkpoint::open(&new);
-        fresh.try_save(state, position)?;
+        let saved = fresh.try_save(state, position);
         fresh.close();
+        if saved.is_err() {
+            let _ = fs::remove_dir_all(&new);
+            return saved;
+        }
         self.close();
         let swap = || {
             let _ = fs::remove_dir_all(&old);

@@ -5,9 +5,11 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::platform;
+
 /// What changes files. Reading needs no such layer: damage is put into the files themselves.
 pub trait Disk: Send + Sync {
-    /// Makes a file that must not exist yet.
+    /// Makes a file that must not exist yet, for its owner alone: scenes are people's work.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Cuts a file off. Durable when it returns.
     fn truncate(&self, path: &Path, length: u64) -> io::Result<()>;
@@ -34,12 +36,7 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile(platform::create_private(path)?)))
     }
 
     fn truncate(&self, path: &Path, length: u64) -> io::Result<()> {

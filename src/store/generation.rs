@@ -1,6 +1,7 @@
 //! What lies in sled: generations of everything, each a manifest and the blobs that it names (see `checkpoint`).
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::platform;
 use crate::wire::message::{Commit, Node, NodeId, UserName};
 
 use super::disk::sync_tree;
@@ -105,7 +107,12 @@ pub(super) fn guarded<T: Send>(
 const LOCK_WAIT: Duration = Duration::from_millis(50);
 const LOCK_TRIES: u32 = 100;
 
+/// How an error begins that only means that sled cannot open without writing.
+pub(super) const FULL: &str = "the disk is full";
+
 pub(super) fn open_sled(directory: &Path) -> Result<sled::Db, String> {
+    // Its files are as readable as the system likes, so nobody else gets at them.
+    platform::create_private_dir(directory).map_err(|error| error.to_string())?;
     let mut tries = 0;
     loop {
         let opened = sled::Config::new()
@@ -120,6 +127,9 @@ pub(super) fn open_sled(directory: &Path) -> Result<sled::Db, String> {
             {
                 tries += 1;
                 thread::sleep(LOCK_WAIT);
+            }
+            Err(sled::Error::Io(error)) if error.kind() == ErrorKind::StorageFull => {
+                return Err(format!("{FULL}: {error}"));
             }
             opened => return opened.map_err(|error| error.to_string()),
         }

@@ -44,11 +44,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use crate::platform;
+
 pub use backup::{BackupInfo, Verified, list, verify};
 pub use journal::Position;
 pub use record::{Entry, Record, SavedClient};
-pub use recover::{Recovered, open, open_on};
-pub use session_file::{About, SessionFile, export, export_session, read as read_session_file};
+pub use recover::{Recovered, in_use, open, open_on};
+pub use session_file::{
+    About, SessionFile, copy, export, export_session, read as read_session_file,
+};
 pub use state::{SavedScene, State};
 pub use worker::DiskStore;
 
@@ -195,14 +199,29 @@ pub struct StoreStatus {
 pub enum StoreError {
     #[error("{0} is in use by another server; every server needs a data directory of its own")]
     InUse(PathBuf),
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+    #[error("cannot write to the data directory {path}: {error}: {cure}")]
+    Denied {
+        path: PathBuf,
+        error: io::Error,
+        /// What to do about it.
+        cure: String,
+    },
 }
 
-impl StoreError {
-    fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-        let path = path.to_owned();
-        move |source| StoreError::Io { path, source }
+impl Layout {
+    /// What went wrong with something in the data directory.
+    fn error(&self, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        let (root, path) = (self.root.clone(), path.to_owned());
+        move |error| match platform::cure(&root, &error) {
+            Some(cure) => StoreError::Denied {
+                path: root,
+                error,
+                cure,
+            },
+            None => StoreError::Io { path, error },
+        }
     }
 }
 

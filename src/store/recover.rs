@@ -1,9 +1,11 @@
 //! The start: what there was, from whatever is left of it.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::platform;
 use crate::wire::message::UserName;
 
 use super::backup;
@@ -40,8 +42,12 @@ pub fn open_on(
 ) -> Result<(DiskStore, Recovered), StoreError> {
     let layout = Layout::new(data);
     for directory in [&layout.root, &layout.journal, &layout.backups] {
-        fs::create_dir_all(directory).map_err(StoreError::at(directory))?;
+        platform::create_private_dir(directory).map_err(layout.error(directory))?;
     }
+    // What is in them is durable only if they are. Where that cannot be done there is nothing better.
+    let _ = disk.sync_dir(session_file::parent(&layout.root));
+    disk.sync_dir(&layout.root)
+        .map_err(layout.error(&layout.root))?;
     let lock = lock(&layout)?;
     let mut recovery = Recovery {
         disk: &disk,
@@ -53,6 +59,12 @@ pub fn open_on(
     let (checkpoint, saved, notes) = Checkpoint::open(&layout.checkpoint);
     recovery.notes.extend(notes);
     let (mut best, backup) = recovery.best(saved);
+    if checkpoint.full && best.source.is_none() {
+        // Better no start than one without the scene that it may hold.
+        checkpoint.put_back();
+        let error = io::ErrorKind::StorageFull.into();
+        return Err(layout.error(&layout.checkpoint)(error));
+    }
     let seen = recovery.latest_segment();
     recovery.adopt(&best.reach);
     let mut end = best.reach.end;
@@ -85,16 +97,18 @@ pub fn open_on(
 
 /// Holds the data directory for this process.
 fn lock(layout: &Layout) -> Result<File, StoreError> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    let file = options
-        .open(&layout.lock)
-        .map_err(StoreError::at(&layout.lock))?;
+    let file = platform::open_private(&layout.lock).map_err(layout.error(&layout.lock))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(layout.root.clone())),
-        Err(TryLockError::Error(error)) => Err(StoreError::at(&layout.lock)(error)),
+        Err(TryLockError::Error(error)) => Err(layout.error(&layout.lock)(error)),
     }
+}
+
+/// Whether a server is running on this data directory. Changes nothing.
+pub fn in_use(data: &Path) -> bool {
+    File::open(Layout::new(data).lock)
+        .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 struct Recovery<'a> {
@@ -209,6 +223,12 @@ impl Recovery<'_> {
         if let Some(damage) = &reach.damage {
             self.notes.push(format!(
                 "journal: {damage}; what comes after it is not used"
+            ));
+        }
+        if reach.missing && reach.damage.is_none() {
+            self.notes.push(format!(
+                "journal: nothing is left in {} of what came after {source}; the session goes on as it was then",
+                self.layout.journal.display()
             ));
         }
         if reach.headless {

@@ -18,6 +18,8 @@ pub(super) struct Reach {
     pub records: u64,
     /// The journal was asked for from its start, but its first segments are gone.
     pub headless: bool,
+    /// The place that it was asked for from is not there, nor is anything that continues from it: what came after is gone.
+    pub missing: bool,
     /// Why there may have been more. A torn tail is no reason.
     pub damage: Option<String>,
 }
@@ -30,6 +32,7 @@ pub(super) fn read(
 ) -> io::Result<Reach> {
     let mut reach = Reach {
         end: from,
+        missing: from != Position::default(),
         ..Reach::default()
     };
     let mut started = from != Position::default();
@@ -60,6 +63,8 @@ pub(super) fn read(
                 reach.headless = previous != Position::default();
             } else if previous != reach.end {
                 let end = reach.end;
+                // There is something, only not what was looked for.
+                reach.missing = false;
                 reach.damage.get_or_insert_with(|| {
                     format!(
                         "{}: it continues from {previous}, but the journal ends at {end}",
@@ -74,6 +79,7 @@ pub(super) fn read(
             };
         }
         started = true;
+        reach.missing = false;
         // Whatever was unreadable at the end of the one before was known when this one began.
         reach.damage = None;
         let mut left = length - reach.end.offset;

@@ -14,7 +14,7 @@ use super::worker::{Shared, lock};
 use super::{BackupRequest, SaveResult, Saved, backup};
 
 /// After a failed save, how long until another one is asked for.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(20);
 
 /// Without a backup the journal is kept until it is so many times as long as it should be.
 const PATIENCE: u64 = 4;

@@ -5,7 +5,7 @@
 //! the comment of the gzip header, where it is read without unpacking anything.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::platform;
 use crate::wire::message::{COMMON, Node, NodeId};
 use crate::wire::pickle::{self, Value};
 use crate::wire::{Dialect, dealer};
@@ -24,7 +25,7 @@ use crate::wire::{Dialect, dealer};
 use super::FileError;
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::journal::Position;
-use super::record::{SavedClient, commit_of};
+use super::record::commit_of;
 use super::state::{SavedScene, State};
 
 /// What stands before and after the 64 hexadecimal digits of the checksum: a short str, then SETITEM, SETITEMS, STOP.
@@ -50,13 +51,13 @@ pub struct About {
     pub dialect: String,
 }
 
-/// What the add-on's format has no place for.
+/// What the add-on's format has no place for. Not who is logged in: people pass these files on, and whoever knows a client's
+/// identity can speak in its name.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Extra {
     chat: Vec<(String, Json)>,
     tasks: Vec<(String, Json)>,
-    clients: Vec<SavedClient>,
     /// Owners of nodes that somebody had locked.
     owners: Vec<(NodeId, String)>,
     /// Commits that are not in their node's data because they could not be folded.
@@ -136,7 +137,6 @@ fn server_dict(state: &State, scene: &SavedScene, about: &About) -> io::Result<V
     let extra = Extra {
         chat: state.chat.clone(),
         tasks: state.tasks.clone(),
-        clients: state.clients.clone(),
         owners: nodes()
             .filter(|(node, _)| &*node.owner != COMMON)
             .map(|(node, _)| (node.id.clone(), node.owner.to_string()))
@@ -168,7 +168,6 @@ fn server_dict(state: &State, scene: &SavedScene, about: &About) -> io::Result<V
 /// from a client. All nodes are owned by COMMON, dependencies that are not there are dropped.
 pub fn read(path: &Path, limit: u64) -> Result<SessionFile, FileError> {
     let mut file = read_with_owners(path, limit)?;
-    file.state.clients.clear();
     if let Some(scene) = &mut file.state.scene {
         scene.release();
     }
@@ -229,7 +228,8 @@ pub(super) fn read_with_owners(path: &Path, limit: u64) -> Result<SessionFile, F
             scene: has_scene.then_some(scene),
             chat: extra.chat,
             tasks: extra.tasks,
-            clients: extra.clients,
+            // The journal after it tells.
+            clients: Vec::new(),
             deleted: Vec::new(),
         },
         about,
@@ -350,7 +350,7 @@ fn unpack(path: &Path) -> io::Result<GzDecoder<BufReader<File>>> {
     Ok(GzDecoder::new(BufReader::with_capacity(BUFFER, file)))
 }
 
-/// [`export`] for the operator: on the real disk, the scene as it is now.
+/// [`export`] for the operator: on the real disk, the scene as it is now, and nothing of what was said.
 pub fn export_session(path: &Path, state: &State) -> Result<(), FileError> {
     let scene = state.scene.as_ref();
     let about = About {
@@ -362,13 +362,33 @@ pub fn export_session(path: &Path, state: &State) -> Result<(), FileError> {
         version: scene.and_then(|scene| scene.version.clone()),
         dialect: scene.map(|scene| scene.dialect.clone()).unwrap_or_default(),
     };
-    export(path, state, &about)
+    let scene = State {
+        scene: state.scene.clone(),
+        ..State::default()
+    };
+    export(path, &scene, &about)
 }
 
 /// Writes a state as a session file that the add-on can open, unless it is of a four-socket session. The file gets its name when it
 /// is whole and durable. Blocks as long as it is large.
 pub fn export(path: &Path, state: &State, about: &About) -> Result<(), FileError> {
     export_on(&RealDisk, path, state, about)
+}
+
+/// Copies a file, which gets its name when it is whole and durable.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = temporary(to);
+    let _ = fs::remove_file(&temporary);
+    let copied = platform::create_private(&temporary).and_then(|mut file| {
+        io::copy(&mut File::open(from)?, &mut file)?;
+        file.sync_all()?;
+        fs::rename(&temporary, to)?;
+        RealDisk.sync_dir(parent(to))
+    });
+    if copied.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    copied
 }
 
 pub(super) fn export_on(

@@ -449,6 +449,18 @@ impl Journal {
             .writer
             .as_ref()
             .map_or(self.end, |writer| writer.position());
+        // Backups do not tell who is logged in; whoever starts from one reads it here.
+        let here: Vec<Entry> = state
+            .clients
+            .iter()
+            .map(|client| Entry {
+                at: now_ms(),
+                record: Record::Login(client.clone()),
+            })
+            .collect();
+        if self.lost.is_none() && !here.is_empty() && self.try_write(&here).is_err() {
+            self.fail();
+        }
         self.unsaved_bytes = 0;
         lock(&self.shared.status).wants_save = None;
         let (sender, synced) = oneshot::channel();

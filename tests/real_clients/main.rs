@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod disk;
 mod editing;
 mod hostile;
 mod joining;
@@ -19,6 +20,7 @@ mod network;
 mod presence;
 mod restart;
 mod rights;
+mod sizes;
 mod storage;
 mod storm;
 mod versions;

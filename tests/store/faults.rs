@@ -186,22 +186,3 @@ fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
         1
     );
 }
-
-#[cfg(unix)]
-#[test]
-fn a_directory_that_cannot_be_written_is_told() {
-    use std::os::unix::fs::PermissionsExt;
-    let data = tempfile::tempdir().unwrap();
-    let allow = |mode| {
-        std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-    };
-    allow(0o500);
-    // Whoever may do everything cannot be refused.
-    if std::fs::write(data.path().join("probe"), b"").is_err() {
-        let error = blender_multiuser::store::open(data.path(), settings())
-            .err()
-            .unwrap();
-        assert!(error.to_string().contains("denied"), "{error}");
-    }
-    allow(0o700);
-}

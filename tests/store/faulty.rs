@@ -16,6 +16,8 @@ pub struct Faults {
     pub no_sync: AtomicBool,
     /// ms that every write takes.
     pub slow: AtomicU64,
+    /// Writes to files with this in their paths do not end.
+    stuck: Mutex<Option<String>>,
     log: Mutex<Vec<Op>>,
 }
 
@@ -44,6 +46,15 @@ struct FaultyFile {
 }
 
 impl FaultyDisk {
+    /// From now on writes to files with this in their paths do not end.
+    pub fn stick(&self, path: &str) {
+        *self.0.stuck.lock().unwrap() = Some(path.to_owned());
+    }
+
+    pub fn unstick(&self) {
+        *self.0.stuck.lock().unwrap() = None;
+    }
+
     fn note(&self, op: Op) {
         self.0.log.lock().unwrap().push(op);
     }
@@ -105,6 +116,11 @@ impl Disk for FaultyDisk {
 impl DiskFile for FaultyFile {
     fn append(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(self.faults.slow.load(SeqCst)));
+        let path = self.path.to_string_lossy();
+        let stuck = || self.faults.stuck.lock().unwrap().clone();
+        while stuck().is_some_and(|part| path.contains(&part)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let full = self.faults.full.load(SeqCst);
         if full {

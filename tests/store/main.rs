@@ -2,6 +2,8 @@
 // Who does not want a receipt drops it.
 #![allow(clippy::unwrap_used, clippy::let_underscore_future)]
 
+#[cfg(unix)]
+mod access;
 #[path = "../corpus/mod.rs"]
 mod corpus;
 mod damage;
@@ -12,5 +14,6 @@ mod folding;
 mod power;
 mod restart;
 mod scenes;
+mod stuck;
 #[path = "../support/mod.rs"]
 mod support;

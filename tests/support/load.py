@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Load for benches: many bare dealer-dialect clients in one process, without the library's own cost.
 
-Takes one JSON object as its argument and works in one of three modes:
+Takes one JSON object as its argument and works in one of four modes:
   host   initialises a scene and keeps it until stdin ends
   join   joins over and over as a real client does, one GET per SET, and prints the seconds each took
+  latency  as relay, but one message at a time, and prints how long each took
   relay  initialises, joins receivers, waits for a line on stdin, sends, counts what arrives
 """
 import json
@@ -203,7 +204,31 @@ def relay(context, port, receivers, messages, size, kind, nodes, node_size, wind
     sys.stdin.readline()
 
 
+def latency(context, port, messages, size, nodes, node_size):
+    keys = [str(uuid.uuid4()) for _ in range(nodes)]
+    sender = Client(context, port, "Sender", admin=True)
+    sender.initialise(keys, node_size)
+    other = Client(context, port, "Receiver")
+    other.join()
+    time.sleep(1)
+    micros = []
+    for index in range(messages):
+        if index % 100 == 0:
+            for client in (sender, other):
+                client.beat()
+                while client.command.poll(0):
+                    client.command.recv_multipart()
+        message = commit_chunks(keys[index % nodes], size, index)
+        start = time.perf_counter()
+        sender.data.send_multipart(message)
+        if not other.data.poll(10_000):
+            raise SystemExit(f"message {index} is lost")
+        other.data.recv_multipart()
+        micros.append((time.perf_counter() - start) * 1e6)
+    say(phase="done", micros=micros)
+
+
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
-    mode = {"host": host, "join": join, "relay": relay}[arguments.pop("mode")]
+    mode = {"host": host, "join": join, "latency": latency, "relay": relay}[arguments.pop("mode")]
     mode(zmq.Context(), **arguments)

@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod converge;
+pub mod load;
 pub mod proxy;
 pub mod server;
 pub mod venv;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Client, state};
 pub use converge::assert_converged;
+pub use load::Load;
 pub use proxy::{CHANNELS, Channel, Proxy};
 pub use server::{Ports, Server, Stopped};
 

@@ -59,6 +59,12 @@ impl Server {
         })
     }
 
+    /// The same in a data directory of the caller's.
+    pub fn start_in(data_dir: tempfile::TempDir, flags: &[&str]) -> Option<Self> {
+        let python = venv::python(&venv::CURRENT)?;
+        Some(Self::start_on(python, data_dir, flags))
+    }
+
     /// One whose clients have this version of the library.
     pub fn start_for(spec: &venv::Spec, flags: &[&str]) -> Option<Self> {
         let mut server = Self::start_binary(venv::python(spec)?, flags);

@@ -1,0 +1,118 @@
+//! Who may read and write what the server keeps: nobody else, as far as the server makes it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::private;
+
+/// Makes a file that must not exist yet and that only its owner can read.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    private(OpenOptions::new().read(true).write(true).create_new(true)).open(path)
+}
+
+/// Opens a file for writing, made if it is not there, so that only its owner can read it.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    private(
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false),
+    )
+    .open(path)
+}
+
+/// Makes a directory, and those above it, for its owner alone. One that is there stays as it is: whoever made it knows why.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
+    private_dir(DirBuilder::new().recursive(true)).create(path)
+}
+
+/// What lets this process write to a directory, where `error` says that it may not; `None`: something else is wrong.
+pub fn cure(directory: &Path, error: &io::Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => Some(
+            "it is on a file system that is mounted read-only; mount it writable, or choose another one with --data-dir".into(),
+        ),
+        ErrorKind::PermissionDenied => cure_of_denial(&absolute(directory)),
+        _ => None,
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(unix)]
+fn private_dir(builder: &mut DirBuilder) -> &mut DirBuilder {
+    use std::os::unix::fs::DirBuilderExt;
+    builder.mode(0o700)
+}
+
+#[cfg(unix)]
+fn cure_of_denial(directory: &Path) -> Option<String> {
+    use nix::unistd::{getegid, geteuid};
+    use std::os::unix::fs::MetadataExt;
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let owner = fs::metadata(directory)
+        .map(|directory| directory.uid())
+        .ok();
+    Some(advice(directory, user, group, owner))
+}
+
+/// `owner`: of the directory, if it is there and can be seen.
+#[cfg(unix)]
+fn advice(directory: &Path, user: u32, group: u32, owner: Option<u32>) -> String {
+    // In single quotes a shell takes everything as it is.
+    let quoted = format!(
+        "'{}'",
+        directory.display().to_string().replace('\'', r"'\''")
+    );
+    match owner {
+        Some(owner) if owner == user => format!(
+            "it belongs to this server's user ({user}), but something in it may not be written; run: chmod -R u+rwX {quoted}"
+        ),
+        Some(owner) => format!(
+            "this server runs as user {user}, the directory belongs to user {owner}; run (for a container: outside, on the \
+             directory that is mounted there): sudo chown -R {user}:{group} {quoted}"
+        ),
+        None => format!(
+            "this server runs as user {user} and may not make it; run: sudo install -d -m 700 -o {user} -g {group} {quoted}"
+        ),
+    }
+}
+
+/// A directory takes the access list of the one it is in, which for a user's own directories is private.
+#[cfg(not(unix))]
+fn private_dir(builder: &mut DirBuilder) -> &mut DirBuilder {
+    builder
+}
+
+#[cfg(not(unix))]
+fn cure_of_denial(directory: &Path) -> Option<String> {
+    Some(format!(
+        "let this server's user write to {} (Properties, Security), or choose another one with --data-dir",
+        directory.display()
+    ))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cure_is_one_command() {
+        let data = Path::new("/srv/it's data");
+        for (owner, command) in [
+            (Some(1000), r"chmod -R u+rwX '/srv/it'\''s data'"),
+            (Some(0), r"sudo chown -R 1000:100 '/srv/it'\''s data'"),
+            (
+                None,
+                r"sudo install -d -m 700 -o 1000 -g 100 '/srv/it'\''s data'",
+            ),
+        ] {
+            let said = advice(data, 1000, 100, owner);
+            assert!(said.ends_with(command), "{said}");
+        }
+    }
+}
