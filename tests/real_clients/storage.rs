@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::venv;
-use crate::support::{Client, Server, Stopped, wait_until};
+use crate::support::{Client, Need, Server, Stopped, needs, wait_until};
 
 /// What is in a directory and not hidden, in order.
 fn files(directory: &Path) -> Vec<PathBuf> {
@@ -124,6 +124,9 @@ fn autosave_writes_what_changed_and_keeps_a_few() {
 
 #[test]
 fn the_library_reads_a_backup() {
+    if !needs(&[Need::SessionFiles]) {
+        return;
+    }
     let Some(server) = Server::start_with(&["--save-interval", "1"]) else {
         return;
     };
@@ -138,7 +141,7 @@ fn the_library_reads_a_backup() {
     let stopped = server.stop();
     let graph = alice.graph();
     let newest = files(&stopped.path("backups")).pop().unwrap();
-    let reader = Client::spawn(&venv::python(&venv::CURRENT).unwrap(), "Reader");
+    let reader = Client::spawn(&venv::python(venv::chosen()).unwrap(), "Reader");
     assert_eq!(reader.call("load", json!({"path": newest})), graph);
 }
 
@@ -206,7 +209,7 @@ fn damage_costs_no_more_than_it_must() {
     let Some((stopped, before)) = crashed() else {
         return;
     };
-    let reader = Client::spawn(&venv::python(&venv::CURRENT).unwrap(), "Reader");
+    let reader = Client::spawn(&venv::python(venv::chosen()).unwrap(), "Reader");
     let journal = |copy: &Stopped| files(&copy.path("journal")).pop().unwrap();
 
     let copy = stopped.copy();
