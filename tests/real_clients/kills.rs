@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, DEADLINE, Server, assert_converged};
+use crate::support::{Client, DEADLINE, Need, Server, assert_converged, needs};
 
 /// What the check looks at, of every node, by name.
 const LOOK: &str = "{n.data['type_id'] + ':' + n.data['name']: [n.data.get('n', 0), n.data.get('same', [])] \
@@ -72,6 +72,9 @@ fn edits(look: &Value, node: &str) -> u64 {
 /// Whatever one client had from another before a kill is there after it; `KILLS` times, moments chosen by `SEED`.
 #[test]
 fn what_anybody_has_seen_survives_every_kill() {
+    if !needs(&[Need::Reconnecting, Need::RawFrames]) {
+        return;
+    }
     let Some(mut server) = Server::start_with(&["--save-interval", "1"]) else {
         return;
     };

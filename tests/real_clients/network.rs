@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{CHANNELS, Channel, Proxy, Server, state, wait_until};
+use crate::support::{CHANNELS, Channel, Need, Proxy, Server, needs, state, wait_until};
 
 /// How long a client does not read. `PAUSE_SECONDS=60` is what the requirement says.
 fn pause_seconds() -> f64 {
@@ -17,6 +17,9 @@ fn pause_seconds() -> f64 {
 
 #[test]
 fn a_client_that_renders_comes_back_to_the_current_scene() {
+    if !needs(&[Need::OneThread]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -45,6 +48,9 @@ fn a_client_that_renders_comes_back_to_the_current_scene() {
 
 #[test]
 fn all_connections_cut_for_a_second_while_dragging() {
+    if !needs(&[Need::Reconnecting]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -88,6 +94,9 @@ fn all_connections_cut_for_a_second_while_dragging() {
 
 #[test]
 fn single_connections_are_cut_while_dragging() {
+    if !needs(&[Need::Reconnecting]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -118,6 +127,9 @@ fn single_connections_are_cut_while_dragging() {
 
 #[test]
 fn deletions_and_newborns_during_a_break_are_repaired() {
+    if !needs(&[Need::Reconnecting]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -142,6 +154,9 @@ fn deletions_and_newborns_during_a_break_are_repaired() {
 
 #[test]
 fn a_blocked_data_port_is_told_at_login() {
+    if !needs(&[Need::PortsOfTheirOwn]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -166,27 +181,34 @@ fn a_blocked_data_port_is_told_at_login() {
 
 #[test]
 fn a_blocked_ttl_port_is_told_soon() {
+    if !needs(&[Need::PortsOfTheirOwn]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
     let alice = server.host("Alice", &["Cube"]);
     let proxy = Proxy::to(&server);
-    proxy.swallow(&[Channel::Ttl]);
+    let (ttl, port) = server.ttl();
+    proxy.swallow(&[ttl]);
     let bob = server.client("Bob").through(&proxy).connect();
     bob.await_active();
     let reason = bob.await_exit();
     assert!(
-        reason.contains(&format!("port {} (TTL) unreachable", server.ports.ttl)),
+        reason.contains(&format!("port {port} (TTL) unreachable")),
         "{reason}"
     );
     wait_until("Bob to be gone", || !alice.sees_user("Bob"));
-    proxy.restore(&[Channel::Ttl]);
+    proxy.restore(&[ttl]);
     let bob = server.join("Bob");
     server.assert_settled(&[&alice, &bob]);
 }
 
 #[test]
 fn a_silent_heartbeat_is_a_leave() {
+    if !needs(&[Need::PortsOfTheirOwn]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -205,7 +227,7 @@ fn a_silent_heartbeat_is_a_leave() {
             .as_i64()
             .is_some_and(|ms| ms < 999)
     });
-    proxy.stall(&[Channel::Ttl], true);
+    proxy.stall(&[server.ttl().0], true);
     wait_until("Bob to be given up", || !alice.sees_user("Bob"));
     alice.await_owner("Object:Cube", "COMMON");
     bob.await_exit();
@@ -263,6 +285,9 @@ fn a_thin_line_gets_what_counts() {
 
 #[test]
 fn a_slow_blender_keeps_up() {
+    if !needs(&[Need::OneThread]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Server, assert_converged, wait_until};
+use crate::support::{Need, Server, assert_converged, needs, wait_until};
 
 #[test]
 fn metadata_reaches_everybody_and_late_joiners() {
@@ -88,6 +88,9 @@ fn metadata_from_the_first_moment_throws_nobody_out() {
 
 #[test]
 fn the_sender_cannot_speak_for_another() {
+    if !needs(&[Need::RawFrames]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -157,6 +160,9 @@ fn latency_is_measured() {
 
 #[test]
 fn the_lobby_has_company() {
+    if !needs(&[Need::LobbyPresence]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };

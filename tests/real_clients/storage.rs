@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::venv;
-use crate::support::{Client, Server, Stopped, wait_until};
+use crate::support::{Client, Need, Server, Stopped, needs, wait_until};
 
 /// What is in a directory and not hidden, in order.
 fn files(directory: &Path) -> Vec<PathBuf> {
@@ -173,6 +173,9 @@ fn the_oldest_and_the_latest_backup_can_be_restored() {
 
 #[test]
 fn the_library_reads_a_backup() {
+    if !needs(&[Need::SessionFiles]) {
+        return;
+    }
     let Some(server) = Server::start_with(&["--save-interval", "1"]) else {
         return;
     };
@@ -187,7 +190,7 @@ fn the_library_reads_a_backup() {
     let stopped = server.stop();
     let graph = alice.graph();
     let newest = files(&stopped.path("backups")).pop().unwrap();
-    let reader = Client::spawn(&venv::python(&venv::CURRENT).unwrap(), "Reader");
+    let reader = Client::spawn(&venv::python(venv::chosen()).unwrap(), "Reader");
     assert_eq!(reader.call("load", json!({"path": newest})), graph);
 }
 
@@ -255,7 +258,7 @@ fn damage_costs_no_more_than_it_must() {
     let Some((stopped, before)) = crashed() else {
         return;
     };
-    let reader = Client::spawn(&venv::python(&venv::CURRENT).unwrap(), "Reader");
+    let reader = Client::spawn(&venv::python(venv::chosen()).unwrap(), "Reader");
     let journal = |copy: &Stopped| files(&copy.path("journal")).pop().unwrap();
 
     let copy = stopped.copy();

@@ -9,7 +9,7 @@ use crate::support::venv::{self, Spec};
 use crate::support::{CHANNELS, Channel, Client, Proxy, Server, assert_converged, wait_until};
 
 /// Initialise, join, edit, lock, delete, leave, kick, crash.
-fn a_day_at_work(spec: &Spec) {
+fn a_day_at_work(spec: &'static Spec) {
     let Some(server) = Server::start_for(spec, &[]) else {
         return;
     };
@@ -57,7 +57,7 @@ fn a_day_at_work(spec: &Spec) {
 }
 
 /// Several edit at once, the same nodes among others, while others come.
-fn a_busy_hour(spec: &Spec) {
+fn a_busy_hour(spec: &'static Spec) {
     let Some(server) = Server::start_for(spec, &[]) else {
         return;
     };
@@ -252,11 +252,7 @@ fn broken_lines_of_four_socket_clients_are_repaired() {
     };
     let proxy = Proxy::to(&server);
     let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server
-        .client("Bob")
-        .through(&proxy)
-        .with("lines_break", true)
-        .connect();
+    let bob = server.client("Bob").through(&proxy).connect();
     bob.await_active();
     bob.edit("World", "d['tags'] = [0]"); // so that its publisher is known
     for (round, channel) in [

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -11,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::venv::{self, Spec};
+use super::process::Process;
+use super::venv::{self, Python, Spec};
 use super::{DEADLINE, Log, Proxy, Server, signal, wait_until};
 
 /// The client's states that stories wait for (protocol section 2).
@@ -30,8 +30,7 @@ pub type Refusal = String;
 pub struct Login<'a> {
     server: &'a Server,
     name: String,
-    python: PathBuf,
-    driver: &'static str,
+    python: Python,
     arguments: Value,
 }
 
@@ -42,15 +41,13 @@ impl<'a> Login<'a> {
             server,
             name: name.to_owned(),
             python: server.python.clone(),
-            driver: server.driver,
             arguments,
         }
     }
 
     /// With another version of the library than the server's usual clients.
-    pub fn using(mut self, spec: &Spec) -> Self {
+    pub fn using(mut self, spec: &'static Spec) -> Self {
         self.python = venv::python(spec).expect("there is a python3 if there is a server");
-        self.driver = spec.driver;
         self
     }
 
@@ -95,7 +92,7 @@ impl<'a> Login<'a> {
 
     /// Starts the client; it logs in by itself.
     pub fn connect(self) -> Client {
-        let client = Client::spawn_with(&self.python, self.driver, &self.name);
+        let client = Client::spawn(&self.python, &self.name);
         client.connect(self.arguments);
         client
     }
@@ -105,13 +102,15 @@ impl<'a> Login<'a> {
         let client = self.connect();
         let reason = client.await_exit();
         client.assert_no_problems();
-        reason
+        let (_, words) = reason
             .split_once('[')
-            .and_then(|(_, rest)| rest.rsplit_once(']'))
-            .map_or_else(
-                || panic!("not a refusal: {reason}"),
-                |(text, _)| text.to_owned(),
-            )
+            .unwrap_or_else(|| panic!("not a refusal: {reason}"));
+        let (words, _) = words.rsplit_once(']').unwrap_or((words, ""));
+        match words.starts_with("FAILED: ") {
+            true => words.to_owned(),
+            // Four-socket clients show what stands behind the colon.
+            false => format!("FAILED: {}", words.trim()),
+        }
     }
 }
 
@@ -133,39 +132,24 @@ struct Shared {
 pub struct Client {
     pub name: String,
     pub log: Log,
-    child: Child,
-    stdin: Mutex<ChildStdin>,
+    process: Process,
+    stdin: Mutex<UnixStream>,
     shared: Arc<Shared>,
     requests: AtomicU64,
 }
 
 impl Client {
     /// A process without a session, for [`Client::connect`] or for raw sockets.
-    pub fn spawn(python: &Path, name: &str) -> Self {
-        Self::spawn_with(python, venv::CURRENT.driver, name)
-    }
-
-    fn spawn_with(python: &Path, driver: &str, name: &str) -> Self {
-        use std::os::unix::process::CommandExt;
-        let driver = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/support")
-            .join(driver);
-        let mut child = Command::new(python)
-            .arg(driver)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0) // its TTL process belongs to it
-            .spawn()
-            .expect("the client's python runs");
+    pub fn spawn(python: &Python, name: &str) -> Self {
+        let process = Process::spawn(python);
         let log = Log::default();
-        log.collect(child.stderr.take().expect("stderr is piped"));
+        log.collect(process.stderr.try_clone().expect("sockets can be cloned"));
         let shared = Arc::new(Shared {
             seen: Mutex::default(),
             changed: Condvar::new(),
         });
-        let output = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let stdin = Mutex::new(child.stdin.take().expect("stdin is piped"));
+        let output = BufReader::new(process.standard.try_clone().expect("sockets can be cloned"));
+        let stdin = Mutex::new(process.standard.try_clone().expect("sockets can be cloned"));
         let for_reader = Arc::clone(&shared);
         thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
@@ -180,7 +164,7 @@ impl Client {
         Self {
             name: name.to_owned(),
             log,
-            child,
+            process,
             stdin,
             shared,
             requests: AtomicU64::new(1),
@@ -312,8 +296,8 @@ impl Client {
 
     /// kill -9 of Blender; its TTL process goes on for a while, as in life.
     pub fn crash(&mut self) {
-        signal("KILL", &self.child, false);
-        let _ = self.child.wait();
+        signal("KILL", self.process.pid, false);
+        self.process.wait();
     }
 
     /// Stops the main loop while sockets and TTL stay alive, as a render does. Returns at once.
@@ -582,8 +566,8 @@ impl Shared {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        signal("KILL", &self.child, true);
-        let _ = self.child.wait();
+        signal("KILL", self.process.pid, true);
+        self.process.wait();
         if thread::panicking() {
             eprint!("{}", self.log.report(&format!("client {}", self.name), 40));
             let seen = self

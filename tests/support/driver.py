@@ -340,6 +340,7 @@ class Driver:
         """Raw frames from a Python expression, with a few helpers at hand."""
         value = eval(expression, {
             "P": lambda value: pickle.dumps(value, 4), "pickle": pickle, "Evil": Evil, "uid": lambda ref: self.node(ref).uuid,
+            "R": lambda key: key if SINGLE_RIGHTS else [key],  # as a Right names what it is about
             "node": self.node, "raw": lambda ref: self.node(ref).as_raw_chunks(), "session": session, "struct": struct,
             "os": os, "Delta": Delta, "DeepDiff": DeepDiff})
         return [value] if isinstance(value, bytes) else value
@@ -479,11 +480,16 @@ class Driver:
     # --- commands: rights and presence --------------------------------------------------------------
 
     def do_lock(self, refs, dependencies=True, owner=None):
-        porcelain.lock(self.repository, [self.node(ref).uuid for ref in refs], new_owner=owner,
-                       affect_dependencies=dependencies)
+        for keys in self.together(refs):
+            porcelain.lock(self.repository, keys, new_owner=owner, affect_dependencies=dependencies)
 
     def do_unlock(self, refs, dependencies=True):
-        porcelain.unlock(self.repository, [self.node(ref).uuid for ref in refs], affect_dependencies=dependencies)
+        for keys in self.together(refs):
+            porcelain.unlock(self.repository, keys, affect_dependencies=dependencies)
+
+    def together(self, refs):
+        keys = [self.node(ref).uuid for ref in refs]
+        return keys if SINGLE_RIGHTS else [keys]
 
     def do_select(self, refs):
         """The selection timer: releases what is no longer selected, locks what is, tells the others."""
@@ -565,7 +571,7 @@ class Driver:
 
     def do_raw(self, channel, expr):
         socket = {"command": session.remote.command, "data": session.remote.data}[channel]
-        socket.send_multipart(self.chunks(expr))
+        (socket.send if PLAIN_TCP else socket.send_multipart)(self.chunks(expr))
 
     def do_open(self, key, port, identity=None, address="127.0.0.1"):
         """A bare DEALER without a session; `identity` in hex, random if not given."""
@@ -637,7 +643,7 @@ class Drag:
             driver.emit(event="edit_failed", ref=ref, text=f"{type(error).__name__}: {error}")
 
 
-if __name__ == "__main__":
+def main():
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     Driver().run()

@@ -5,6 +5,7 @@ Their library has threads of its own for the network, so this main loop only app
 """
 import collections
 import collections.abc
+import copy
 import json
 import logging
 import os
@@ -14,15 +15,19 @@ import sys
 import time
 import traceback
 
+import zmq
+
 collections.MutableMapping = collections.abc.MutableMapping  # these versions still look for it here
 
 from replication import __version__
 import replication.network
 from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL
-from replication.data import RepRightCommand, ReplicatedDataFactory, ReplicatedDatablock
+from replication.data import RepRightCommand, ReplicatedCommand, ReplicatedDataFactory, ReplicatedDatablock
+from replication.exception import NonAuthorizedOperationError
 from replication.interface import session
 
 from datablocks import BLOCKS, STAMPS, TYPES, Collection, Scene, canonical, jsonable, new_object, new_scene
+
 
 def implementation(block):
     """The library's view of one datablock type; its class is named as those of the add-on."""
@@ -48,14 +53,12 @@ def implementation(block):
             return [linked for role in block.roles for linked in self.instance.links[role]]
 
         def _dump(self, instance=None):
-            import copy
             data = {"name": instance.name, **copy.deepcopy(instance.data)}
             for role in block.roles:
                 data[role] = [linked.uuid for linked in instance.links[role]]
             return data
 
         def _load(self, data=None, target=None):
-            import copy
             target.name = data["name"]
             target.data = copy.deepcopy({k: v for k, v in data.items() if k not in STAMPS and k not in block.roles})
             for role in block.roles:
@@ -63,6 +66,28 @@ def implementation(block):
 
     Implementation.__name__ = Implementation.__qualname__ = f"Bl{block.__name__}"
     return Implementation
+
+
+def watch(driver):
+    """Lets the driver see what the network thread receives, and when the line of the nodes breaks."""
+    def watched(cls):
+        fetch = cls.fetch
+
+        def fetch_and_log(socket, factory=None):
+            message = fetch(socket, factory)
+            driver.log(message)
+            return message
+        cls.fetch = staticmethod(fetch_and_log)
+
+    watched(ReplicatedCommand)
+    watched(ReplicatedDatablock)
+    service = replication.network.ClientNetService
+    start = service.start
+
+    def start_watched(self):
+        driver.line = self._subscriber.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        start(self)
+    service.start = start_watched
 
 
 class Reasons(logging.Handler):
@@ -76,9 +101,9 @@ class Reasons(logging.Handler):
         text = record.getMessage()
         if text.startswith(("Quitting session.", "Connection refused", "Connection failed", "Failed to connect")):
             self.driver.exit_reason = text
-        if text.endswith("Cause:Error fetching data") and self.driver.lines_break:
-            return  # the server makes sure that headers and chunks are in step again
-        if "Corrupted frame" in text or "Failed to push" in text or "Load " in text and "failed" in text:
+        if text.endswith("Cause:Error fetching data"):
+            self.driver.out_of_step.append(text)
+        elif "Corrupted frame" in text or "Failed to push" in text or "Load " in text and "failed" in text:
             self.driver.violation(text)
 
 
@@ -93,7 +118,11 @@ class Driver:
         self.pushed_first = False
         self.last_state = STATE_INITIAL
         self.selection = set()
+        self.line = None
         self.lines_break = False
+        self.out_of_step = []
+        self.messages = []
+        watch(self)
         factory = ReplicatedDataFactory()
         for block in TYPES:
             factory.register_type(block, implementation(block))
@@ -108,6 +137,27 @@ class Driver:
 
     def violation(self, text):
         self.emit(event="violation", text=text)
+
+    def log(self, message):
+        kind = type(message).__name__.removeprefix("Rep").removesuffix("Command")
+        entry = {"t": round(time.monotonic(), 4), "dir": "in", "type": kind, "owner": message.owner}
+        if isinstance(message, ReplicatedDatablock):
+            entry.update(type="Node", uuid=message.uuid)
+        elif isinstance(message.data, dict) and "STATE" in message.data:
+            entry["state"] = message.data["STATE"]
+        elif kind in ("Right", "Delete", "Auth", "Disconnect"):
+            entry["data"] = jsonable(message.data)
+        self.messages.append(entry)
+
+    def check_line(self):
+        """A chunk without its header is the server's fault, unless the line broke between them."""
+        while self.line and self.line.poll(0):
+            self.line.recv_multipart()
+            self.lines_break = True
+        while self.out_of_step:
+            text = self.out_of_step.pop()
+            if not self.lines_break:
+                self.violation(text)
 
     def on_exit(self, reason=None):
         """Later 0.1 versions tell the reason here as well."""
@@ -128,6 +178,7 @@ class Driver:
                 pass
 
     def turn(self):
+        self.check_line()
         state = self.state()
         if self.exited:
             self.exited, self.last_state = False, STATE_INITIAL
@@ -167,14 +218,17 @@ class Driver:
             self.input += chunk
             while b"\n" in self.input:
                 line, self.input = self.input.split(b"\n", 1)
-                request = json.loads(line)
+                request, after = json.loads(line), None
                 try:
                     result = getattr(self, "do_" + request["cmd"])(**request.get("args", {}))
                 except Exception as error:
                     logging.warning("command %s failed", request, exc_info=True)
                     self.emit(id=request["id"], error=f"{type(error).__name__}: {error}")
                 else:
-                    self.emit(id=request["id"], result=jsonable(result))
+                    after = result if callable(result) else None
+                    self.emit(id=request["id"], result=None if after else jsonable(result))
+                    if after:
+                        after()
 
     # --- helpers --------------------------------------------------------------------------------
 
@@ -202,9 +256,9 @@ class Driver:
     # --- commands -------------------------------------------------------------------------------
 
     def do_connect(self, port, name, address="127.0.0.1", server_password=None, admin_password=None, timeout=5000,
-                   version=None, turn_ms=1, lines_break=False):
+                   version=None, turn_ms=1):
         BLOCKS.clear()
-        self.lines_break = lines_break
+        self.lines_break = False
         self.name, self.exit_reason, self.pushed_first, self.selection = name, None, False, set()
         if version:
             replication.network.__version__ = version
@@ -232,6 +286,8 @@ class Driver:
 
     def do_edit(self, ref, code, cheat=False):
         node = self.settled_node(ref)
+        if not cheat and node.owner not in (self.name, RP_COMMON):
+            raise NonAuthorizedOperationError(ref)  # before its own copy has changed, as the add-on does
         exec(code, {"d": node.instance.data, "b": node.instance, "node": self.node})
         if cheat:
             owner, node.owner = node.owner, RP_COMMON
@@ -248,6 +304,27 @@ class Driver:
         parent.instance.links["objects"].append(new_object(name, vertices))
         self.publish(parent)
         return self.node(f"Object:{name}").uuid
+
+    def do_add_scene(self, objects=(), vertices=8):
+        node = self.node(session.add(new_scene(objects, vertices)))
+        session.commit(node.uuid)
+        session.push(node.uuid)
+
+    def do_add_loose(self, name, vertices=8):
+        """The first half of `add`: the object is there, no collection names it yet."""
+        key = session.add(new_object(name, vertices))
+        session.commit(key)
+        session.push(key)
+        return key
+
+    def do_link(self, name, collection="Collection"):
+        """The second half of `add`."""
+        parent = self.settled_node(collection)
+        parent.instance.links["objects"].append(self.settled_node(f"Object:{name}").instance)
+        self.publish(parent)
+
+    def do_purge(self):
+        pass  # this came later
 
     def do_delete(self, name):
         target = self.settled_node(name).instance
@@ -292,8 +369,13 @@ class Driver:
         self.jobs.append(tick)
 
     def do_lock(self, refs, dependencies=True, owner=None):
+        """Takes what is another's as well, as somebody does who has not heard of it yet."""
         for ref in refs:
-            session.change_owner(self.node(ref).uuid, owner or self.name, affect_dependencies=dependencies)
+            key = self.node(ref).uuid
+            if self.node(ref).owner in (self.name, RP_COMMON):
+                session.change_owner(key, owner or self.name, affect_dependencies=dependencies)
+            else:
+                self.do_take(ref)
 
     def do_unlock(self, refs, dependencies=True):
         for ref in refs:
@@ -302,16 +384,25 @@ class Driver:
     def do_select(self, refs):
         chosen = {self.node(ref).uuid for ref in refs}
         for key in self.selection - chosen:
-            session.change_owner(key, RP_COMMON)
+            if key in self.nodes():
+                session.change_owner(key, RP_COMMON)
         for key in chosen - self.selection:
             session.change_owner(key, self.name)
         self.selection = chosen
+        session.update_user_metadata({"selected_objects": [*chosen]})
+        if not chosen:
+            for key, node in self.nodes().items():
+                if node.owner == self.name:
+                    session.change_owner(key, RP_COMMON)
 
     def do_take(self, ref):
         """A Right without the library's own check."""
         command = RepRightCommand(owner=self.name, data={"uuid": self.node(ref).uuid, "owner": self.name})
         command.execute(session._graph)
         session._item_to_push.put(command)
+
+    def do_look(self, x):
+        session.update_user_metadata({"view_corners": [[float(x), 0.0, 0.0]] + [[0.0, 0.0, 0.0]] * 6})
 
     def do_metadata(self, code):
         session.update_user_metadata(eval(code))
@@ -324,8 +415,10 @@ class Driver:
             session.kick(user)
 
     def do_pause(self, seconds):
-        time.sleep(seconds)
-        self.emit(event="resumed")
+        def sleep():
+            time.sleep(seconds)
+            self.emit(event="resumed")
+        return sleep
 
     def do_status(self):
         return {"state": self.state(), "reason": self.exit_reason, "users": list(session.online_users),
@@ -347,11 +440,14 @@ class Driver:
         node = self.node(ref)
         return eval(code, {"d": node.data, "n": node})
 
+    def do_eval(self, code):
+        return eval(code, {"session": session, "driver": self, "node": self.node})
+
     def do_log(self):
-        return []
+        return self.messages
 
 
-if __name__ == "__main__":
+def main():
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     Driver().run()

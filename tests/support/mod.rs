@@ -14,6 +14,8 @@
 pub mod client;
 pub mod converge;
 pub mod load;
+pub mod needs;
+pub mod process;
 pub mod proxy;
 pub mod server;
 pub mod venv;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 pub use client::{Client, state};
 pub use converge::assert_converged;
 pub use load::Load;
+pub use needs::{Need, needs};
 pub use proxy::{CHANNELS, Channel, Proxy};
 pub use server::{Ports, Server, Stopped};
 
@@ -102,12 +105,9 @@ impl Log {
 }
 
 /// Sends a signal by name (`TERM`, `KILL`, `STOP`, …) to a process, or to its whole group.
-pub fn signal(name: &str, child: &Child, whole_group: bool) {
-    let target = if whole_group {
-        format!("-{}", child.id())
-    } else {
-        child.id().to_string()
-    };
+pub fn signal(name: &str, pid: u32, whole_group: bool) {
+    let group = if whole_group { "-" } else { "" };
+    let target = format!("{group}{pid}");
     let script = format!("kill -s {name} -- {target} 2>/dev/null");
     let _ = Command::new("sh").args(["-c", &script]).status();
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
 use super::client::Login;
-use super::{Client, Log, assert_converged, signal, venv, wait_exit, wait_within};
+use super::venv::{self, Python, Spec};
+use super::{Channel, Client, Log, assert_converged, signal, wait_exit, wait_within};
 
 /// The ports a server announced, or a proxy listens on.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +35,8 @@ const REFERENCE: &str = "TEST_SERVER";
 
 pub struct Server {
     pub ports: Ports,
-    pub python: PathBuf,
-    /// What drives its clients.
-    pub driver: &'static str,
+    /// What its clients run on.
+    pub python: Python,
     pub data_dir: tempfile::TempDir,
     pub log: Log,
     child: Child,
@@ -44,14 +44,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// An open server whose admin password is `admin`. `None`: no Python here, skip the test.
+    /// An open server whose admin password is `admin`, for clients of [`venv::chosen`]. `None`: no Python here, skip the test.
     pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }
 
     /// The same with more command line flags.
     pub fn start_with(flags: &[&str]) -> Option<Self> {
-        let python = venv::python(&venv::CURRENT)?;
+        let python = venv::python(venv::chosen())?;
         Some(if std::env::var(REFERENCE).is_ok_and(|v| v == "python") {
             Self::start_upstream(python, flags)
         } else {
@@ -66,13 +66,11 @@ impl Server {
     }
 
     /// One whose clients have this version of the library.
-    pub fn start_for(spec: &venv::Spec, flags: &[&str]) -> Option<Self> {
-        let mut server = Self::start_binary(venv::python(spec)?, flags);
-        server.driver = spec.driver;
-        Some(server)
+    pub fn start_for(spec: &'static Spec, flags: &[&str]) -> Option<Self> {
+        Some(Self::start_binary(venv::python(spec)?, flags))
     }
 
-    fn start_binary(python: PathBuf, flags: &[&str]) -> Self {
+    fn start_binary(python: Python, flags: &[&str]) -> Self {
         Self::start_on(
             python,
             tempfile::tempdir().expect("temporary directory"),
@@ -105,13 +103,12 @@ impl Server {
         Stopped {
             port: self.ports.command,
             python: self.python.clone(),
-            driver: self.driver,
             data_dir: std::mem::replace(&mut self.data_dir, nothing),
             log: self.log.clone(),
         }
     }
 
-    fn start_on(python: PathBuf, data_dir: tempfile::TempDir, flags: &[&str]) -> Self {
+    fn start_on(python: Python, data_dir: tempfile::TempDir, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"));
         for (flag, value) in [
             ("--port", "0"),
@@ -128,7 +125,6 @@ impl Server {
         let mut server = Self {
             ports: Ports::from(0),
             python,
-            driver: venv::CURRENT.driver,
             data_dir,
             log,
             child,
@@ -150,7 +146,7 @@ impl Server {
     }
 
     /// Upstream's server. It cannot choose its ports itself; of the flags it knows two.
-    pub fn start_upstream(python: PathBuf, flags: &[&str]) -> Self {
+    pub fn start_upstream(python: Python, flags: &[&str]) -> Self {
         let data_dir = tempfile::tempdir().expect("temporary directory");
         let ports = free_ports();
         let mut command = Command::new(&python);
@@ -176,7 +172,6 @@ impl Server {
         let server = Self {
             ports,
             python,
-            driver: venv::CURRENT.driver,
             data_dir,
             log,
             child,
@@ -208,7 +203,7 @@ impl Server {
 
     /// SIGTERM; the server is expected to leave by itself, in order.
     pub fn terminate(&mut self) {
-        signal("TERM", &self.child, false);
+        signal("TERM", self.child.id(), false);
     }
 
     pub fn wait_exit(&mut self) -> ExitStatus {
@@ -218,6 +213,35 @@ impl Server {
     /// A client to be configured before it connects.
     pub fn client(&self, name: &str) -> Login<'_> {
         Login::new(self, name)
+    }
+
+    /// A process with bare DEALER sockets, whatever the others speak.
+    pub fn stranger(&self, name: &str) -> Client {
+        let python = venv::python(&venv::CURRENT).expect("there is a python3 if there is a server");
+        Client::spawn(&python, name)
+    }
+
+    /// What the server's clients send to log in, for [`Client::send`].
+    pub fn login_frames(&self, name: &str, admin_password: Option<&str>) -> String {
+        let spec = self.python.spec;
+        let kind = admin_password.map_or("CLIENT", |_| "ADMIN");
+        let password = admin_password.map_or("None".to_owned(), |text| format!("'{text}'"));
+        let passwords = match spec.has_one_password() {
+            true => format!("'PWD': {password}"),
+            false => format!("'S_PWD': '', 'A_PWD': {password}"),
+        };
+        format!(
+            "[P(9), b'{name}', P({{'AUTH_TYPE': '{kind}', 'AUTH_ID': '{name}', {passwords}, 'VERSION': '{}'}})]",
+            spec.version
+        )
+    }
+
+    /// Where the heartbeat of its clients goes.
+    pub fn ttl(&self) -> (Channel, u16) {
+        match self.python.spec.is_four_socket() {
+            true => (Channel::FourSocketTtl, self.ports.ttl + 1),
+            false => (Channel::Ttl, self.ports.ttl),
+        }
     }
 
     /// Logs an administrator in and lets him initialise the session with these objects.
@@ -265,8 +289,7 @@ impl Server {
 /// A server that has ended, and what it has left.
 pub struct Stopped {
     port: u16,
-    python: PathBuf,
-    driver: &'static str,
+    python: Python,
     pub data_dir: tempfile::TempDir,
     /// Of the process that has ended.
     pub log: Log,
@@ -277,9 +300,7 @@ impl Stopped {
     pub fn start(self, flags: &[&str]) -> Server {
         let port = self.port.to_string();
         let flags = [&["--port", &port], flags].concat();
-        let mut server = Server::start_on(self.python, self.data_dir, &flags);
-        server.driver = self.driver;
-        server
+        Server::start_on(self.python, self.data_dir, &flags)
     }
 
     /// The same data in another directory, for a server on free ports.
@@ -289,7 +310,6 @@ impl Stopped {
         Self {
             port: 0,
             python: self.python.clone(),
-            driver: self.driver,
             data_dir,
             log: Log::default(),
         }
@@ -316,7 +336,7 @@ fn copy_tree(from: &Path, to: &Path) {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        signal("KILL", &self.child, true);
+        signal("KILL", self.child.id(), true);
         let _ = self.child.wait();
         if thread::panicking() {
             eprint!("{}", self.log.report("server", 120));
