@@ -85,7 +85,7 @@ impl Served {
         self.thread.join().unwrap();
     }
 
-    fn client(&self, python: &Path, name: &str, admin: bool) -> Client {
+    fn client(&self, python: &venv::Python, name: &str, admin: bool) -> Client {
         let client = Client::spawn(python, name);
         let password = admin.then_some("admin");
         client.connect(json!({"name": name, "port": self.port, "admin_password": password}));
