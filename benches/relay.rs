@@ -34,10 +34,10 @@ enum Kind {
 }
 
 impl Kind {
-    fn start(self, python: &Path) -> Server {
+    fn start(self, python: &venv::Python) -> Server {
         match self {
             Kind::Ours => Server::start_with(&["--log-level", "info"]).expect("python is here"),
-            Kind::Upstream => Server::start_upstream(python.to_owned(), &[]),
+            Kind::Upstream => Server::start_upstream(python.clone(), &[]),
         }
     }
 }
@@ -73,7 +73,7 @@ struct Relayed {
 
 fn relay(
     kind: Kind,
-    python: &Path,
+    python: &venv::Python,
     receivers: usize,
     messages: usize,
     what: &str,
@@ -99,7 +99,7 @@ fn relay(
 }
 
 /// The median time to join, in seconds, over a line with this delay each way.
-fn join(kind: Kind, python: &Path, one_way: Duration, rounds: usize) -> f64 {
+fn join(kind: Kind, python: &venv::Python, one_way: Duration, rounds: usize) -> f64 {
     let server = kind.start(python);
     let mut host = Load::start(
         python,

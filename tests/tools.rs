@@ -295,9 +295,9 @@ fn health_is_green_and_red() {
     assert_said(server.health(), 0, &["healthy"]);
     #[cfg(unix)]
     {
-        signal("STOP", &server.child, false);
+        signal("STOP", server.child.id(), false);
         let (code, text) = server.health();
-        signal("CONT", &server.child, false);
+        signal("CONT", server.child.id(), false);
         assert_eq!((code, text.lines().count()), (1, 1), "{text}");
         assert!(text.contains("hangs"), "{text}");
         assert_said(server.health(), 0, &["healthy"]);
@@ -482,9 +482,9 @@ mod ctl {
     #[test]
     fn a_server_that_hangs_does_not_hang_ctl() {
         let server = Running::start(&[]);
-        signal("STOP", &server.child, false);
+        signal("STOP", server.child.id(), false);
         let answer = server.ctl(&["users"]);
-        signal("CONT", &server.child, false);
+        signal("CONT", server.child.id(), false);
         assert_said(answer, 1, &["hangs"]);
     }
 
