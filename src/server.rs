@@ -28,9 +28,12 @@ const EVENTS: usize = 1024;
 /// Events taken at once.
 const BATCH: usize = 256;
 
-/// How long a relay waits for the journal at most. A write takes microseconds; on a loaded machine its thread may have to wait for
-/// a processor, and must not be taken for a slow disk.
+/// How long a relay waits for the journal: a write takes microseconds, but on a loaded machine its thread may have to wait for a
+/// processor, and that must not be taken for a slow disk. For every MB to be written it may take a little longer, as for a
+/// whole scene; no longer in all than clients bear without hearing anything.
 const JOURNAL_PATIENCE: Duration = Duration::from_millis(100);
+const JOURNAL_PATIENCE_PER_MB: Duration = Duration::from_millis(10);
+const JOURNAL_PATIENCE_AT_MOST: Duration = Duration::from_secs(2);
 
 /// After it was waited for in vain, how long nobody waits again: a slow disk delays one relay now and then, not each.
 const JOURNAL_MISTRUST: Duration = Duration::from_secs(1);
@@ -334,6 +337,11 @@ impl Core {
 
     /// Hands records to the kernel. A disk that is not done within a moment does not delay relays, nor do those after it.
     async fn write(&mut self, records: Vec<Record>) {
+        let megabytes = records.iter().map(Record::weight).sum::<usize>() / 1_000_000;
+        let patience = JOURNAL_PATIENCE_PER_MB
+            .saturating_mul(u32::try_from(megabytes).unwrap_or(u32::MAX))
+            .saturating_add(JOURNAL_PATIENCE)
+            .min(JOURNAL_PATIENCE_AT_MOST);
         let mut receipt = self.store.append(records);
         if let Some((slow, since)) = &mut self.slow {
             let waiting = matches!(slow.try_recv(), Err(oneshot::error::TryRecvError::Empty));
@@ -342,10 +350,7 @@ impl Core {
             }
             self.slow = None;
         }
-        if tokio::time::timeout(JOURNAL_PATIENCE, &mut receipt)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(patience, &mut receipt).await.is_err() {
             self.slow = Some((receipt, Instant::now()));
         }
     }

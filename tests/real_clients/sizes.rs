@@ -129,6 +129,7 @@ fn ten_thousand_nodes_come_back() {
         &json!({"mode": "host", "port": port, "nodes": 10_000, "size": 1700}),
     );
     assert_eq!(host.next()["phase"], "ready");
+    await_line(&server, "Session saved to disk (reason: initialised)");
     let server = server.crash_and_restart();
     drop(host);
     let nodes = || {

@@ -85,6 +85,7 @@ class Client:
         self.command.send_multipart(command(8, "server", {"STATE": "INIT", "SIZE": len(keys), "NODES": list(keys)}))
         assert self.expect(8)["STATE"] == "ACCEPTED"
         for key in keys:
+            self.beat()
             self.command.send_multipart(command(8, "server", {"STATE": "SET", "DATA": node_chunks(key, size)}))
         self.command.send_multipart(command(8, "server", {"STATE": "END"}))
         assert self.expect(8)["STATE"] == "DONE"
