@@ -111,7 +111,9 @@ impl Session {
         }
         *client.slot(peer.channel) = Some(Link::new(now, conn, peer.address, client.dialect));
         self.connections.insert(conn, (id, peer.channel));
-        if client.user.is_some() {
+        if let Some(user) = client.user.as_deref_mut() {
+            // A laptop may have moved, and after a restart nobody knows from where it comes.
+            user.address = peer.address;
             self.effects.push_back(Effect::Trust(conn));
             self.resumed(now, id, peer.channel);
         } else {

@@ -21,7 +21,7 @@ collections.MutableMapping = collections.abc.MutableMapping  # these versions st
 
 from replication import __version__
 import replication.network
-from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL
+from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL, STATE_SRV_SYNC
 from replication.data import RepRightCommand, ReplicatedCommand, ReplicatedDataFactory, ReplicatedDatablock
 from replication.exception import NonAuthorizedOperationError
 from replication.interface import session
@@ -167,7 +167,10 @@ class Driver:
     # --- the main loop --------------------------------------------------------------------------
 
     def state(self):
-        return session.state["STATE"]
+        state = session.state["STATE"]
+        if state == STATE_SRV_SYNC:  # of a rejection only the network thread knows
+            return session._orchestrator._service_manager._services["NetworkIO"]["instance"].state
+        return state
 
     def nodes(self):
         """The graph changes under the reader's hands."""
