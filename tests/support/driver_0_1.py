@@ -101,7 +101,7 @@ class Reasons(logging.Handler):
         text = record.getMessage()
         if text.startswith(("Quitting session.", "Connection refused", "Connection failed", "Failed to connect")):
             self.driver.exit_reason = text
-        if text.endswith("Cause:Error fetching data"):
+        if text.endswith("Cause:Error fetching data") or "Cause:Failed to deserialize" in text:
             self.driver.out_of_step.append(text)
         elif "Corrupted frame" in text or "Failed to push" in text or "Load " in text and "failed" in text:
             self.driver.violation(text)
@@ -150,7 +150,7 @@ class Driver:
         self.messages.append(entry)
 
     def check_line(self):
-        """A chunk without its header is the server's fault, unless the line broke between them."""
+        """A header or chunk without the other is the server's fault, unless the line broke between them."""
         while self.line and self.line.poll(0):
             self.line.recv_multipart()
             self.lines_break = True
