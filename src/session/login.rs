@@ -112,7 +112,9 @@ impl Session {
         }
         *client.slot(peer.channel) = Some(Link::new(now, conn, peer.address, client.dialect));
         self.connections.insert(conn, (id, peer.channel));
-        if client.user.is_some() {
+        if let Some(user) = client.user.as_deref_mut() {
+            // A laptop may have moved, and after a restart nobody knows from where it comes.
+            user.address = peer.address;
             self.effects.push_back(Effect::Trust(conn));
             self.resumed(now, id, peer.channel);
         } else {
@@ -391,6 +393,9 @@ impl Session {
 
     /// A connection that has not logged in says something else than Auth: perhaps its session ended without its knowledge.
     pub(super) fn stranger_spoke(&mut self, now: Time, id: ClientId, channel: Channel) {
+        let session = self.version.as_deref().and_then(Dialect::of);
+        let only_texts = matches!(session, Some(Dialect::Dealer | Dialect::OldDealer))
+            && self.settings.versions.is_empty();
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -402,6 +407,10 @@ impl Session {
             info!(peer = %link.address, "a command came from somebody not logged in");
         }
         client.astray = true;
+        // Which version it is has not been said. 0.9.11 raises on a text, others show whatever comes.
+        if client.dialect == Dialect::Dealer && !only_texts {
+            client.speak(&mut self.effects, Dialect::NewDealer);
+        }
         let reason = "not logged in, please connect again".into();
         self.tell(now, id, Outbound::Disconnect { reason });
     }

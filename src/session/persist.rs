@@ -7,8 +7,8 @@ use tracing::info;
 
 use crate::admin::AdminReply;
 use crate::store::{Record, SavedClient, SavedScene, State as SavedState};
-use crate::wire::Dialect;
 use crate::wire::message::{COMMON, Login, NodeId, UserName};
+use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
 use super::{ClientId, Effect, Scene, Session, Settings, Time};
@@ -173,6 +173,8 @@ impl Session {
         let mut user = User::new(now, held, saved.name, nowhere);
         user.state = State::Active;
         user.away = Some(now);
+        // What it published since may have come before it was back itself.
+        user.lost_publisher = dialect.scene_channel() == Channel::Data;
         // What it has missed nobody knows.
         for node in self.graph.ids() {
             user.debts.content(node);

@@ -10,6 +10,9 @@ use super::graph::Source;
 use super::heartbeat::PING;
 use super::{ClientId, Session, Time};
 
+/// A scene of so many bytes is sent again as a whole where something of it may be missing at a client.
+const SMALL_SCENE: usize = 4 << 20;
+
 impl Session {
     /// A channel of somebody logged in is back after its connection broke: what may be lost is repaired, for this channel alone.
     pub(super) fn resumed(&mut self, now: Time, id: ClientId, channel: Channel) {
@@ -47,14 +50,18 @@ impl Session {
                         Trace::Update(_) | Trace::Join | Trace::Other => {}
                     }
                 }
-                if user.is_active() && acts_first {
-                    // Its Rights may be lost, and it has carried them out: it may take any node for its own or free. A lost
-                    // Delete is not made good: it would take all of the scene.
+                let active = user.is_active();
+                if active && acts_first {
+                    // Its Rights may be lost, and it has carried them out: it may take any node for its own or free.
                     for node in self.graph.ids() {
                         user.debts.owner(node);
                     }
+                    // So may its Deletes.
+                    for node in self.may_be_deleted_unheard() {
+                        self.owe_repair(now, id, &node);
+                    }
                 }
-                if !user.is_active() {
+                if !active {
                     self.resume_init(now, id);
                     self.resume_join(now, id, &lost);
                 }
@@ -94,6 +101,14 @@ impl Session {
                 self.pump(now, id);
             }
         }
+    }
+
+    /// What a client may have deleted without anybody having heard of it: any node of a small scene, and of a large one what nothing
+    /// refers to, since a user's delete unlinks first.
+    fn may_be_deleted_unheard(&self) -> Vec<NodeId> {
+        let small = self.graph.bytes() <= SMALL_SCENE;
+        let unlinked = |node: &&NodeId| small || self.graph.parents(node).is_empty();
+        self.graph.ids().filter(unlinked).cloned().collect()
     }
 
     fn owe_repair(&mut self, now: Time, id: ClientId, node: &NodeId) {

@@ -193,6 +193,9 @@ fn names_that_would_confuse_are_refused() {
     for name in [
         "", "COMMON", "server", "client", "guest", "Bob\n", &too_long,
     ] {
+        if name.is_empty() && server.python.spec.is_four_socket() {
+            continue; // its library does not even try
+        }
         let refusal = server.client(name).expect_refusal();
         assert!(refusal.starts_with("FAILED: "), "{name:?}: {refusal}");
         assert!(

@@ -165,6 +165,9 @@ fn enter_anew(server: &Server, client: &Client, admin: bool) {
 
 #[test]
 fn a_restart_during_a_join() {
+    if !needs(&[Need::Reconnecting, Need::OneThread]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };

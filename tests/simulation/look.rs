@@ -45,12 +45,9 @@ impl World {
     pub fn differences(&mut self, who: Who) -> Vec<String> {
         let scene = self.scene();
         let client = &self[who];
-        let lost = |id: &NodeId| self.lost_deletes.contains(&(who, id.clone()));
         let mut found = Vec::new();
         for (id, held) in &scene {
             match client.graph.get(id) {
-                // Nothing tells that it lacks what only it has deleted.
-                None if lost(id) => {}
                 None => found.push(format!("{id} is missing at {}", client.name)),
                 Some(own) => {
                     if own.owner != held.owner {
@@ -62,10 +59,7 @@ impl World {
                     let mut own_dependencies = own.dependencies.clone();
                     own_dependencies
                         .retain(|id| scene.contains_key(id) || !self.lost_births.contains(id));
-                    let mut dependencies = held.dependencies.clone();
-                    dependencies.retain(|id| !lost(id));
-                    own_dependencies.retain(|id| !lost(id));
-                    if own_dependencies != dependencies {
+                    if own_dependencies != held.dependencies {
                         found.push(format!(
                             "dependencies of {id} are {:?} and {:?} at {}",
                             held.dependencies, own.dependencies, client.name

@@ -115,3 +115,15 @@ fn a_right_that_is_lost_after_it_was_carried_out_is_made_good() {
     assert!(world[alice].is_active() && world[bob].is_active());
     world.assert_converged();
 }
+
+#[test]
+fn a_delete_that_is_lost_after_it_was_carried_out_is_made_good() {
+    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
+    world.does(alice, |alice| alice.delete(&id("cube")));
+    assert!(!world[alice].graph.contains_key(&id("cube")));
+    world.cut(alice, COMMAND, 50, 300);
+    world.run(2_000);
+    assert!(world[alice].is_active() && world[bob].is_active());
+    assert!(world[bob].graph.contains_key(&id("cube")));
+    world.assert_converged();
+}

@@ -96,8 +96,6 @@ pub struct World {
     pub peak: usize,
     /// Nodes whose first message was lost on its way up: nobody but their author can know of them.
     pub lost_births: HashSet<NodeId>,
-    /// Deletes that were carried out by their author and lost on their way up.
-    pub lost_deletes: HashSet<(Who, NodeId)>,
     /// The clock advances by so much at once.
     pub stride: Duration,
 }
@@ -148,7 +146,6 @@ impl World {
             spelled: false,
             peak: 0,
             lost_births: HashSet::new(),
-            lost_deletes: HashSet::new(),
             stride: Duration::from_millis(5),
         }
     }
@@ -433,9 +430,6 @@ impl World {
         for (_, message) in &self.stations[who.0].wires[channel].up {
             match message {
                 Inbound::Node(node) => drop(self.lost_births.insert(node.id.clone())),
-                Inbound::Delete(id) if self.stations[who.0].client.is_four_socket() => {
-                    self.lost_deletes.insert((who, id.clone()));
-                }
                 _ => {}
             }
         }

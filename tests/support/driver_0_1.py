@@ -21,7 +21,7 @@ collections.MutableMapping = collections.abc.MutableMapping  # these versions st
 
 from replication import __version__
 import replication.network
-from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL
+from replication.constants import FETCHED, RP_COMMON, STATE_ACTIVE, STATE_INITIAL, STATE_SRV_SYNC
 from replication.data import RepRightCommand, ReplicatedCommand, ReplicatedDataFactory, ReplicatedDatablock
 from replication.exception import NonAuthorizedOperationError
 from replication.interface import session
@@ -101,7 +101,7 @@ class Reasons(logging.Handler):
         text = record.getMessage()
         if text.startswith(("Quitting session.", "Connection refused", "Connection failed", "Failed to connect")):
             self.driver.exit_reason = text
-        if text.endswith("Cause:Error fetching data"):
+        if text.endswith("Cause:Error fetching data") or "Cause:Failed to deserialize" in text:
             self.driver.out_of_step.append(text)
         elif "Corrupted frame" in text or "Failed to push" in text or "Load " in text and "failed" in text:
             self.driver.violation(text)
@@ -150,7 +150,7 @@ class Driver:
         self.messages.append(entry)
 
     def check_line(self):
-        """A chunk without its header is the server's fault, unless the line broke between them."""
+        """A header or chunk without the other is the server's fault, unless the line broke between them."""
         while self.line and self.line.poll(0):
             self.line.recv_multipart()
             self.lines_break = True
@@ -167,7 +167,10 @@ class Driver:
     # --- the main loop --------------------------------------------------------------------------
 
     def state(self):
-        return session.state["STATE"]
+        state = session.state["STATE"]
+        if state == STATE_SRV_SYNC:  # of a rejection only the network thread knows
+            return session._orchestrator._service_manager._services["NetworkIO"]["instance"].state
+        return state
 
     def nodes(self):
         """The graph changes under the reader's hands."""
