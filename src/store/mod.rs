@@ -46,7 +46,7 @@ use tokio::sync::oneshot;
 
 pub use backup::{BackupInfo, Verified, list, verify};
 pub use journal::Position;
-pub use record::{Entry, Record, SavedClient};
+pub use record::{Entry, HandOver, HandedOver, Record, SavedClient};
 pub use recover::{Recovered, open, open_on};
 pub use session_file::{About, SessionFile, export, export_session, read as read_session_file};
 pub use state::{SavedScene, State};
