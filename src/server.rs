@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,8 @@ use crate::net::{self, ConnId, Link};
 use crate::password::AdminPassword;
 use crate::session::{Effect, Event, Folded, Session, Settings, TICK};
 use crate::store::{
-    self, BackupRequest, DiskStore, Record, SaveResult, Saved, SavedScene, State, Store, Written,
+    self, BackupRequest, DiskStore, Record, Recovered, SaveResult, Saved, SavedScene, Store,
+    Written,
 };
 
 /// Events on their way from the connections to the session; when it is full, connections stop reading.
@@ -29,10 +31,20 @@ const BATCH: usize = 256;
 /// How long a relay waits for the journal at most.
 const JOURNAL_PATIENCE: Duration = Duration::from_millis(5);
 
+/// Why the last backup is made.
+const SHUTDOWN: &str = "shutdown";
+
 const LOOK_AFTER_JOURNAL: Duration = Duration::from_secs(10);
 
 /// How long the last messages to clients may take when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The same before a restart: until the next start nobody is pinged, and what was not sent is owed then.
+const BRIEF_FAREWELL: Duration = Duration::from_millis(1500);
+
+/// How long a restart waits for its backup, with everybody still at work. Longer ones are waited for after that; Docker kills
+/// what has not stopped after 10 s.
+const SAVE_FIRST: Duration = Duration::from_secs(5);
 
 /// Serves until the operator says exit. `ready` is called once the ports are open.
 pub async fn run(
@@ -41,7 +53,7 @@ pub async fn run(
     requests: mpsc::Receiver<Request>,
     ready: impl FnOnce(Ports) -> Result<()>,
 ) -> Result<()> {
-    let (store, saved) = open_store(&config).await?;
+    let (store, recovered) = open_store(&config).await?;
     let addresses = match &config.bind {
         Bind::All => &[][..],
         Bind::Only(addresses) => addresses,
@@ -60,7 +72,12 @@ pub async fn run(
     let (report, events) = mpsc::channel(EVENTS);
     let network = bound.serve(net::Settings::default(), report);
     let core = Core::new(
-        Session::restored(Instant::now(), settings, saved),
+        Session::restored(
+            Instant::now(),
+            settings,
+            recovered.state,
+            recovered.handover,
+        ),
         store,
         &config,
     );
@@ -71,7 +88,7 @@ pub async fn run(
 }
 
 /// Opens the data directory and reads what the last run left there.
-async fn open_store(config: &Config) -> Result<(DiskStore, State)> {
+async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)> {
     let settings = store::Settings {
         max_backups: config.max_backups,
         ..store::Settings::default()
@@ -93,14 +110,34 @@ async fn open_store(config: &Config) -> Result<(DiskStore, State)> {
             "Session restored from disk"
         );
     }
-    Ok((store, recovered.state))
+    Ok((store, recovered))
 }
 
 /// A scene that is to replace the running one, and who waits for that.
 struct Loaded {
     name: String,
     scene: SavedScene,
+    /// The running one has been backed up.
+    saved: bool,
     answer: oneshot::Sender<AdminReply>,
+}
+
+/// A restart that waits for its backup.
+struct Leaving {
+    command: AdminCommand,
+    answer: oneshot::Sender<AdminReply>,
+    /// Ends when there is no need to wait any longer.
+    saved: tokio::task::JoinHandle<()>,
+}
+
+impl Leaving {
+    async fn saved(leaving: &mut Option<Leaving>) {
+        match leaving {
+            // An error means that the wait is over, too.
+            Some(leaving) => drop((&mut leaving.saved).await),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The session and what carries out its decisions.
@@ -150,6 +187,12 @@ impl Core {
         mut events: mpsc::Receiver<(ConnId, net::Event)>,
         mut requests: mpsc::Receiver<Request>,
     ) -> Result<()> {
+        let server = concat!("blender-multiuser ", env!("CARGO_PKG_VERSION")).to_owned();
+        // Before anything happens: from now on what the last run has handed over is not exact any more.
+        let _ = self
+            .store
+            .append(vec![Record::ServerStarted { server }])
+            .await;
         if let Some(path) = self.import.take() {
             self.import_scene(&path).await?;
         }
@@ -163,8 +206,16 @@ impl Core {
             Some(interval) => info!("Auto-save enabled (interval: {}s)", interval.as_secs()),
             None => info!("Auto-save disabled"),
         }
-        let (answer, reply) = loop {
+        let mut leaving: Option<Leaving> = None;
+        let (restart, answer, reply) = loop {
             tokio::select! {
+                () = Leaving::saved(&mut leaving), if leaving.is_some() => {
+                    if let Some(Leaving { command, answer, .. }) = leaving.take() {
+                        let reply = self.session.admin(Instant::now(), command);
+                        self.carry_out().await;
+                        break (true, answer, reply);
+                    }
+                }
                 taken = events.recv_many(&mut batch, BATCH) => {
                     if taken == 0 {
                         bail!("the network has ended");
@@ -179,8 +230,12 @@ impl Core {
                     self.carry_out().await;
                 }
                 Some(loaded) = self.loads.recv() => {
-                    self.replace_scene(loaded);
-                    self.carry_out().await;
+                    if loaded.saved {
+                        self.replace_scene(loaded);
+                        self.carry_out().await;
+                    } else {
+                        self.save_before(loaded);
+                    }
                 }
                 _ = save.tick() => self.autosave(),
                 request = requests.recv() => {
@@ -191,8 +246,14 @@ impl Core {
                         self.storage(command, answer);
                         continue;
                     }
-                    let exit = matches!(command, AdminCommand::Exit { .. });
-                    self.stopping = exit;
+                    if matches!(command, AdminCommand::Restart { .. }) {
+                        self.stopping = true;
+                        let saved = self.save_first();
+                        leaving.get_or_insert(Leaving { command, answer, saved });
+                        continue;
+                    }
+                    let exit = command.stops();
+                    self.stopping |= exit;
                     if command == AdminCommand::New {
                         self.save("before a new scene".into());
                     }
@@ -202,7 +263,7 @@ impl Core {
                     }
                     self.carry_out().await;
                     if exit {
-                        break (answer, reply);
+                        break (false, answer, reply);
                     }
                     // Whoever asked may have gone.
                     let _ = answer.send(reply);
@@ -215,15 +276,48 @@ impl Core {
         };
         // Whoever asked may have gone.
         let _ = answer.send(reply);
-        // A connection whose reports are not taken ends at once, with its last messages unsent.
-        let unheard = async { while events.recv().await.is_some() {} };
-        tokio::select! {
-            () = network.shutdown(FAREWELL) => {}
-            () = unheard => {}
+        let limit = if restart { BRIEF_FAREWELL } else { FAREWELL };
+        self.farewell(network.shutdown(limit), events).await;
+        if !restart {
+            let receipt = self.backup(SHUTDOWN);
+            report(receipt.await, SHUTDOWN);
         }
-        self.last_save().await;
+        self.hand_over().await;
         info!("stopped");
         Ok(())
+    }
+
+    /// Ends all connections, and takes in what still comes: edits that were under way count, a connection whose reports are
+    /// not taken ends with its last messages unsent, and what has arrived is not owed after a restart.
+    async fn farewell(
+        &mut self,
+        shutdown: impl Future<Output = ()>,
+        mut events: mpsc::Receiver<(ConnId, net::Event)>,
+    ) {
+        let mut shutdown = pin!(shutdown);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                taken = events.recv_many(&mut batch, BATCH), if !events.is_closed() || !events.is_empty() => {
+                    if taken == 0 {
+                        continue;
+                    }
+                    for (conn, event) in batch.drain(..) {
+                        self.event(conn, event);
+                    }
+                    self.carry_out().await;
+                }
+                Some(folded) = self.folds.recv() => {
+                    self.session.folded(Instant::now(), folded);
+                    self.carry_out().await;
+                }
+            }
+        }
+        while let Ok((conn, event)) = events.try_recv() {
+            self.event(conn, event);
+        }
+        self.carry_out().await;
     }
 
     fn event(&mut self, conn: ConnId, event: net::Event) {
@@ -315,10 +409,23 @@ impl Core {
         tokio::spawn(async move { report(receipt.await, &reason) });
     }
 
-    async fn last_save(mut self) {
-        let reason = "shutdown";
-        let receipt = self.backup(reason);
-        report(receipt.await, reason);
+    /// The backup before a restart, made while everybody is still at work.
+    fn save_first(&mut self) -> tokio::task::JoinHandle<()> {
+        let receipt = self.backup(SHUTDOWN);
+        let reported = tokio::spawn(async move { report(receipt.await, SHUTDOWN) });
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(SAVE_FIRST, reported).await;
+        })
+    }
+
+    /// The last thing that is written, for it counts only if nothing came later.
+    async fn hand_over(self) {
+        let handover = self.session.hand_over();
+        let reason = SHUTDOWN.to_owned();
+        drop(
+            self.store
+                .append(vec![Record::ServerStopped { reason, handover }]),
+        );
         if let Ok(Err(error)) = self.store.flush().await {
             error!(error, "the last changes are not on the disk");
         }
@@ -366,20 +473,15 @@ impl Core {
                 });
             }
             StoreCommand::Restore { name } => {
-                let before = self.backup("before a restore");
+                // Before the running scene is backed up, which makes another one the latest and may remove the oldest.
                 let loaded = self.loaded.clone();
                 tokio::spawn(async move {
-                    if let Ok(Err(error)) = before.await {
-                        let text = format!(
-                            "not restored, since the running scene could not be backed up: {error}"
-                        );
-                        return drop(answer.send(AdminReply::Failed(text)));
-                    }
                     let read = tokio::task::spawn_blocking(move || backups::read(&data_dir, &name));
                     match read.await {
                         Ok(Ok((name, scene))) => drop(loaded.send(Loaded {
                             name,
                             scene,
+                            saved: false,
                             answer,
                         })),
                         Ok(Err(error)) => {
@@ -410,11 +512,31 @@ impl Core {
         Ok(())
     }
 
+    /// Has the running scene backed up; then it may be replaced.
+    fn save_before(&mut self, loaded: Loaded) {
+        let before = self.backup("before a restore");
+        let next = self.loaded.clone();
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = before.await {
+                let text = format!(
+                    "not restored, since the running scene could not be backed up: {error}"
+                );
+                return drop(loaded.answer.send(AdminReply::Failed(text)));
+            }
+            // The server may have stopped meanwhile.
+            let _ = next.send(Loaded {
+                saved: true,
+                ..loaded
+            });
+        });
+    }
+
     fn replace_scene(&mut self, loaded: Loaded) {
         let Loaded {
             name,
             scene,
             answer,
+            ..
         } = loaded;
         let nodes = scene.nodes.len();
         let reason = format!("restored from {name}");

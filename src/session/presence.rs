@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use tracing::warn;
 
 use crate::store::Record;
@@ -195,6 +195,15 @@ impl Noticeboard {
         self.changed || (self.latency && rests)
     }
 
+    /// One more chat line.
+    pub fn say(&mut self, id: String, line: Json) -> Record {
+        self.chat.push_back((id.clone(), line.clone()));
+        while self.chat.len() > CHAT_LINES {
+            self.chat.pop_front();
+        }
+        Record::Chat { id, line }
+    }
+
     /// Merges a user's list of the last chat lines that it knows.
     fn merge_chat(&mut self, pushed: &Value) -> Vec<Record> {
         let mut news = Vec::new();
@@ -267,12 +276,12 @@ impl Noticeboard {
     }
 }
 
-fn json(pushed: &Value) -> Option<Json> {
+fn parsed(pushed: &Value) -> Option<Json> {
     serde_json::from_str(pushed.as_str()?).ok()
 }
 
 fn chat_lines(pushed: &Value) -> Vec<(String, Json)> {
-    let Some(Json::Array(lines)) = json(pushed) else {
+    let Some(Json::Array(lines)) = parsed(pushed) else {
         return Vec::new();
     };
     lines
@@ -282,13 +291,30 @@ fn chat_lines(pushed: &Value) -> Vec<(String, Json)> {
 }
 
 fn tasks(pushed: &Value) -> BTreeMap<String, Json> {
-    match json(pushed) {
+    match parsed(pushed) {
         Some(Json::Object(tasks)) => tasks.into_iter().collect(),
         _ => BTreeMap::new(),
     }
 }
 
 impl Session {
+    /// A chat line of the server's own, to everybody. It stays on the board until others have pushed it off.
+    pub fn announce(&mut self, at: SystemTime, text: &str) {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let id = format!("server-{}", since.as_millis());
+        let line = json!({
+            "id": id,
+            "username": "SERVER",
+            "message": text,
+            "msg_type": "text",
+            "metadata": {},
+            "timestamp": since.as_secs_f64(),
+        });
+        let record = self.noticeboard.say(id, line);
+        self.record(record);
+        self.noticeboard.changed();
+    }
+
     /// UpdateUserMetadata from a client, about itself whatever it says.
     pub(super) fn metadata(&mut self, now: Time, id: ClientId, pushed: Metadata) {
         self.shows_it_has_joined(now, id);
