@@ -10,6 +10,7 @@
 mod support;
 
 mod editing;
+mod handover;
 mod hostile;
 mod joining;
 mod kills;
@@ -18,6 +19,7 @@ mod login;
 mod network;
 mod presence;
 mod restart;
+mod restoring;
 mod rights;
 mod storage;
 mod storm;
