@@ -37,16 +37,37 @@ pub fn append_private(path: &Path) -> io::Result<File> {
 }
 
 /// The operating system's wish that the server stop.
+///
+/// | it is to end the session | it is to start again |
+/// | --- | --- |
+/// | SIGINT (Ctrl+C), SIGHUP (the terminal is closed) | SIGTERM (`docker stop`, `systemctl`, an update) |
+/// | Ctrl+C, the console's window is closed | Ctrl+Break (what a script or service manager sends), system shutdown |
+///
+/// The second line is Windows, which has no SIGTERM.
 #[derive(Debug, Clone, Copy)]
 pub struct Stop {
     pub name: &'static str,
+    /// Another start is meant to follow: nobody's session ends who can wait for it.
+    pub again: bool,
     /// Where repeating it means "at once": the exit code of a process that ends so.
     pub at_once: Option<u8>,
 }
 
 impl Stop {
-    fn by(name: &'static str, at_once: Option<u8>) -> Self {
-        Self { name, at_once }
+    fn for_good(name: &'static str, at_once: Option<u8>) -> Self {
+        Self {
+            name,
+            again: false,
+            at_once,
+        }
+    }
+
+    fn to_start_again(name: &'static str, at_once: Option<u8>) -> Self {
+        Self {
+            name,
+            again: true,
+            at_once,
+        }
     }
 }
 
@@ -104,10 +125,10 @@ mod system {
                 }
             };
             tokio::select! {
-                _ = self.interrupt.recv() => Stop::by("SIGINT", Some(130)),
-                _ = self.terminate.recv() => Stop::by("SIGTERM", Some(143)),
+                _ = self.interrupt.recv() => Stop::for_good("SIGINT", Some(130)),
+                _ = self.terminate.recv() => Stop::to_start_again("SIGTERM", Some(143)),
                 // Shell and kernel may both send one for the same closed window: two of them are no impatience.
-                _ = hangup => Stop::by("SIGHUP", None),
+                _ = hangup => Stop::for_good("SIGHUP", None),
             }
         }
     }
@@ -203,10 +224,10 @@ mod system {
         /// Waits for the next one.
         pub async fn next(&mut self) -> Stop {
             tokio::select! {
-                _ = self.c.recv() => Stop::by("Ctrl+C", Some(130)),
-                _ = self.r#break.recv() => Stop::by("Ctrl+Break", Some(130)),
-                _ = self.close.recv() => Stop::by("closing of the window", None),
-                _ = self.shutdown.recv() => Stop::by("system shutdown", None),
+                _ = self.c.recv() => Stop::for_good("Ctrl+C", Some(130)),
+                _ = self.r#break.recv() => Stop::to_start_again("Ctrl+Break", Some(130)),
+                _ = self.close.recv() => Stop::for_good("closing of the window", None),
+                _ = self.shutdown.recv() => Stop::to_start_again("system shutdown", None),
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -42,8 +43,18 @@ const JOURNAL_MISTRUST: Duration = Duration::from_secs(1);
 const LOOK_AFTER_STORE: Duration = Duration::from_secs(1);
 const WANTED_SAVES: Duration = Duration::from_secs(10);
 
+/// Why the last backup is made.
+const SHUTDOWN: &str = "shutdown";
+
 /// How long the last messages to clients may take when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The same before a restart: until the next start nobody is pinged, and what was not sent is owed then.
+const BRIEF_FAREWELL: Duration = Duration::from_millis(1500);
+
+/// How long a restart waits for its backup, with everybody still at work. Longer ones are waited for after that; Docker kills
+/// what has not stopped after 10 s.
+const SAVE_FIRST: Duration = Duration::from_secs(5);
 
 /// Serves until the operator says exit. `ready` is called once the ports are open.
 pub async fn run(
@@ -83,7 +94,12 @@ pub async fn run_on(
     let (report, events) = mpsc::channel(EVENTS);
     let network = bound.serve(net::Settings::default(), report);
     let core = Core::new(
-        Session::restored(Instant::now(), settings, recovered.state),
+        Session::restored(
+            Instant::now(),
+            settings,
+            recovered.state,
+            recovered.handover,
+        ),
         store,
         &config,
     );
@@ -132,6 +148,24 @@ enum Successor {
     Saved(String, SavedScene),
     /// None: back to the lobby.
     Nothing,
+}
+
+/// A restart that waits for its backup.
+struct Leaving {
+    command: AdminCommand,
+    answer: oneshot::Sender<AdminReply>,
+    /// Ends when there is no need to wait any longer.
+    saved: tokio::task::JoinHandle<()>,
+}
+
+impl Leaving {
+    async fn saved(leaving: &mut Option<Leaving>) {
+        match leaving {
+            // An error means that the wait is over, too.
+            Some(leaving) => drop((&mut leaving.saved).await),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The session and what carries out its decisions.
@@ -187,6 +221,12 @@ impl Core {
         mut events: mpsc::Receiver<(ConnId, net::Event)>,
         mut requests: mpsc::Receiver<Request>,
     ) -> Result<()> {
+        let server = concat!("blender-multiuser ", env!("CARGO_PKG_VERSION")).to_owned();
+        // Before anything happens: from now on what the last run has handed over is not exact any more.
+        let _ = self
+            .store
+            .append(vec![Record::ServerStarted { server }])
+            .await;
         if let Some(path) = self.import.take() {
             self.import_scene(&path).await?;
         }
@@ -203,8 +243,16 @@ impl Core {
             Some(interval) => info!("Auto-save enabled (interval: {}s)", interval.as_secs()),
             None => info!("Auto-save disabled"),
         }
-        let (answer, reply) = loop {
+        let mut leaving: Option<Leaving> = None;
+        let (restart, answer, reply) = loop {
             tokio::select! {
+                () = Leaving::saved(&mut leaving), if leaving.is_some() => {
+                    if let Some(Leaving { command, answer, .. }) = leaving.take() {
+                        let reply = self.session.admin(Instant::now(), command);
+                        self.carry_out().await;
+                        break (true, answer, reply);
+                    }
+                }
                 taken = events.recv_many(&mut batch, BATCH) => {
                     if taken == 0 {
                         bail!("the network has ended");
@@ -231,7 +279,7 @@ impl Core {
                     let Some((command, answer)) = request else {
                         bail!("nobody is left who could stop the server");
                     };
-                    match command {
+                    let command = match command {
                         AdminCommand::Store(command) => {
                             self.storage(command, answer);
                             continue;
@@ -244,17 +292,23 @@ impl Core {
                             });
                             continue;
                         }
-                        _ => {}
-                    }
-                    let exit = matches!(command, AdminCommand::Exit { .. });
-                    self.stopping = exit;
+                        AdminCommand::Restart { .. } => {
+                            self.stopping = true;
+                            let saved = self.save_first();
+                            leaving.get_or_insert(Leaving { command, answer, saved });
+                            continue;
+                        }
+                        other => other,
+                    };
+                    let exit = command.stops();
+                    self.stopping |= exit;
                     let mut reply = self.session.admin(Instant::now(), command);
                     if let AdminReply::Status(status) = &mut reply {
                         status.storage = backups::health(&self.store.status());
                     }
                     self.carry_out().await;
                     if exit {
-                        break (answer, reply);
+                        break (false, answer, reply);
                     }
                     // Whoever asked may have gone.
                     let _ = answer.send(reply);
@@ -267,15 +321,48 @@ impl Core {
         };
         // Whoever asked may have gone.
         let _ = answer.send(reply);
-        // A connection whose reports are not taken ends at once, with its last messages unsent.
-        let unheard = async { while events.recv().await.is_some() {} };
-        tokio::select! {
-            () = network.shutdown(FAREWELL) => {}
-            () = unheard => {}
+        let limit = if restart { BRIEF_FAREWELL } else { FAREWELL };
+        self.farewell(network.shutdown(limit), events).await;
+        if !restart {
+            let receipt = self.backup(SHUTDOWN);
+            report(receipt.await, SHUTDOWN);
         }
-        self.last_save().await;
+        self.hand_over().await;
         info!("stopped");
         Ok(())
+    }
+
+    /// Ends all connections, and takes in what still comes: edits that were under way count, a connection whose reports are
+    /// not taken ends with its last messages unsent, and what has arrived is not owed after a restart.
+    async fn farewell(
+        &mut self,
+        shutdown: impl Future<Output = ()>,
+        mut events: mpsc::Receiver<(ConnId, net::Event)>,
+    ) {
+        let mut shutdown = pin!(shutdown);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                taken = events.recv_many(&mut batch, BATCH), if !events.is_closed() || !events.is_empty() => {
+                    if taken == 0 {
+                        continue;
+                    }
+                    for (conn, event) in batch.drain(..) {
+                        self.event(conn, event);
+                    }
+                    self.carry_out().await;
+                }
+                Some(folded) = self.folds.recv() => {
+                    self.session.folded(Instant::now(), folded);
+                    self.carry_out().await;
+                }
+            }
+        }
+        while let Ok((conn, event)) = events.try_recv() {
+            self.event(conn, event);
+        }
+        self.carry_out().await;
     }
 
     fn event(&mut self, conn: ConnId, event: net::Event) {
@@ -387,10 +474,23 @@ impl Core {
         tokio::spawn(async move { report(receipt.await, &reason) });
     }
 
-    async fn last_save(mut self) {
-        let reason = "shutdown";
-        let receipt = self.backup(reason);
-        report(receipt.await, reason);
+    /// The backup before a restart, made while everybody is still at work.
+    fn save_first(&mut self) -> tokio::task::JoinHandle<()> {
+        let receipt = self.backup(SHUTDOWN);
+        let reported = tokio::spawn(async move { report(receipt.await, SHUTDOWN) });
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(SAVE_FIRST, reported).await;
+        })
+    }
+
+    /// The last thing that is written, for it counts only if nothing came later.
+    async fn hand_over(self) {
+        let handover = self.session.hand_over();
+        let reason = SHUTDOWN.to_owned();
+        drop(
+            self.store
+                .append(vec![Record::ServerStopped { reason, handover }]),
+        );
         if let Ok(Err(error)) = self.store.flush().await {
             error!(error, "the last changes are not on the disk");
         }

@@ -160,7 +160,8 @@ pub const COMMANDS: &[Command] = &[
         name: "exit",
         arguments: "",
         summary: "stop the server; everybody is told and disconnected",
-        details: "Ctrl+C does the same. To leave `docker attach` and let the server go on, press Ctrl+P Ctrl+Q.",
+        details: "Ctrl+C does the same. SIGTERM (docker stop, systemctl restart) is a restart instead: who can wait is not disconnected. \
+                  To leave `docker attach` and let the server go on, press Ctrl+P Ctrl+Q.",
         not: &["quit", "stop", "shutdown", "bye", "close"],
         takes: Takes::Nothing,
         parse: |rest| {

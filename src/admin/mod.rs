@@ -14,6 +14,16 @@ pub use operator::Operator;
 /// A command and where its answer goes. Dropping the sender unanswered means that the server is ending.
 pub type Request = (AdminCommand, tokio::sync::oneshot::Sender<AdminReply>);
 
+impl AdminCommand {
+    /// Whether the server ends with it.
+    pub fn stops(&self) -> bool {
+        matches!(
+            self,
+            AdminCommand::Exit { .. } | AdminCommand::Restart { .. }
+        )
+    }
+}
+
 /// A request of the operator to the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminCommand {
@@ -26,6 +36,11 @@ pub enum AdminCommand {
     /// Tell every client why, then stop the server.
     Exit {
         reason: String,
+    },
+    /// Stop the server, which another start is to follow: who can wait for that is not told to leave. `at` is the time that
+    /// the chat line about it bears.
+    Restart {
+        at: std::time::SystemTime,
     },
     /// Everybody is told and leaves; the next initialiser brings a new scene.
     New,

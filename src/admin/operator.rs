@@ -1,7 +1,7 @@
 //! The operator's line to the server, shared by everything that sends commands.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,7 +57,7 @@ impl Operator {
         command: AdminCommand,
         patience: Duration,
     ) -> Result<AdminReply, Silence> {
-        let exit = matches!(command, AdminCommand::Exit { .. });
+        let exit = command.stops();
         if exit {
             self.leaving.send_replace(true);
         }
@@ -98,7 +98,7 @@ impl Operator {
         let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
     }
 
-    /// Turns the signals that ask a server to stop into an exit, and one during an exit into an immediate end of
+    /// Turns the signals that ask a server to stop into an exit or a restart, and one during an exit into an immediate end of
     /// the process. `leave` is called before either, and may block: it gives the terminal back.
     pub fn obey_signals(
         &self,
@@ -110,7 +110,11 @@ impl Operator {
         self.runtime.spawn(async move {
             let mut last: Option<Instant> = None;
             loop {
-                let Stop { name, at_once } = signals.next().await;
+                let Stop {
+                    name,
+                    again,
+                    at_once,
+                } = signals.next().await;
                 // A service manager may signal the process and its group together: that is one request.
                 if last
                     .replace(Instant::now())
@@ -129,8 +133,12 @@ impl Operator {
                 info!("{name}: stopping");
                 tokio::task::block_in_place(&leave);
                 let operator = operator.clone();
-                let exit = AdminCommand::Exit {
-                    reason: SIGNAL_REASON.into(),
+                let exit = if again {
+                    let at = SystemTime::now();
+                    AdminCommand::Restart { at }
+                } else {
+                    let reason = SIGNAL_REASON.into();
+                    AdminCommand::Exit { reason }
                 };
                 // Set here, so that a second signal counts as one however slow the server is to answer.
                 operator.leaving.send_replace(true);

@@ -172,6 +172,11 @@ impl Link {
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    /// What may not have arrived yet.
+    pub fn unconfirmed(&self) -> impl Iterator<Item = &Trace> {
+        self.unconfirmed.iter().map(|(_, trace)| trace)
+    }
+
     /// The messages that may be lost now that the connection has broken.
     fn into_lost(mut self, now: Time) -> impl Iterator<Item = Trace> {
         self.forget_old(now);
@@ -182,7 +187,8 @@ impl Link {
 /// A data message that the client may not have handled yet.
 #[derive(Debug)]
 struct Unread {
-    footprint: Arc<Footprint>,
+    /// `None`: it was sent before a restart, and may be about any node.
+    footprint: Option<Arc<Footprint>>,
     /// The receiver did not know the node before.
     new: bool,
     /// Number on its connection.
@@ -204,14 +210,30 @@ pub struct Way {
     pub arrived: bool,
 }
 
+/// Nodes that a client may not know yet.
+#[derive(Debug, Default)]
+pub struct Unborn<'a> {
+    nodes: HashSet<&'a NodeId>,
+    any: bool,
+}
+
+impl Unborn<'_> {
+    pub fn contains(&self, node: &NodeId) -> bool {
+        self.any || self.nodes.contains(node)
+    }
+}
+
 impl Unread {
     fn is_of(&self, node: &NodeId) -> bool {
-        self.footprint.node == *node
+        self.footprint
+            .as_ref()
+            .is_none_or(|footprint| footprint.node == *node)
     }
 
     /// Whether the receiver must not have lost the node before it handles this.
     fn needs(&self, node: &NodeId) -> bool {
-        self.is_of(node) || self.footprint.dependencies.contains(node)
+        let names = |footprint: &Arc<Footprint>| footprint.dependencies.contains(node);
+        self.is_of(node) || self.footprint.as_ref().is_some_and(names)
     }
 }
 
@@ -253,8 +275,8 @@ pub struct Client {
     pub held: Option<HeldLogin>,
     /// Its login was refused, or its session has been ended: it is not heard any more.
     pub dismissed: bool,
-    /// It knew a session that this server does not, and has been told so. It reads that after all that came before, and
-    /// says things meanwhile: libzmq lets it wait for ever where a connection is not to come back.
+    /// It knows a session that has ended, or that this server does not know, and has been told so. It reads that after all that
+    /// came before, and says things meanwhile: libzmq lets it wait for ever where a connection is not to come back.
     pub astray: bool,
     pub user: Option<Box<User>>,
 }
@@ -373,7 +395,7 @@ impl Client {
             user.unread.pop_front();
         }
         user.unread.push_back(Unread {
-            footprint: footprint.clone(),
+            footprint: Some(footprint.clone()),
             new,
             number: link.sent,
             sent: now,
@@ -465,6 +487,15 @@ impl User {
         matches!(self.state, State::Active)
     }
 
+    /// Whether it is active, or may be without our knowledge.
+    pub fn may_be_done(&self) -> bool {
+        match &self.state {
+            State::Active => true,
+            State::Joining(join) => join.all_sent() || join.is_undecided(),
+            State::Lobby | State::Initialising => false,
+        }
+    }
+
     /// Whether changes of the scene concern this client: it has a cut of it, or is being sent one.
     pub fn follows_scene(&self) -> bool {
         matches!(self.state, State::Active | State::Joining(_))
@@ -548,12 +579,34 @@ impl User {
     }
 
     /// Nodes that the client does not know before it has handled what it was sent.
-    pub fn unborn(&self) -> HashSet<&NodeId> {
-        self.unread
-            .range(self.covered()..)
-            .filter(|unread| unread.new)
-            .map(|unread| &unread.footprint.node)
-            .collect()
+    pub fn unborn(&self) -> Unborn<'_> {
+        let mut unborn = Unborn::default();
+        for unread in self.unread.range(self.covered()..) {
+            match &unread.footprint {
+                Some(footprint) if unread.new => drop(unborn.nodes.insert(&footprint.node)),
+                Some(_) => {}
+                None => unborn.any = true,
+            }
+        }
+        unborn
+    }
+
+    /// How many data messages it may not have handled yet.
+    pub fn unread(&self) -> usize {
+        self.unread.len()
+    }
+
+    /// Takes note of data messages from before a restart.
+    pub fn expect_unread(&mut self, now: Time, count: usize) {
+        let before = |_| Unread {
+            footprint: None,
+            new: true,
+            number: 0,
+            sent: now,
+            arrived: Some(now),
+            covered: None,
+        };
+        self.unread.extend((0..count.min(MEMORY)).map(before));
     }
 
     /// What a command must wait for that needs the client to have the node.

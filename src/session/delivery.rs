@@ -63,6 +63,10 @@ impl Debts {
         self.nodes.contains_key(id)
     }
 
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.keys()
+    }
+
     /// Whether updates of the node must wait for what is owed: all but its owner.
     fn hold_back(&self, id: &NodeId) -> bool {
         self.nodes

@@ -401,6 +401,21 @@ impl Graph {
         }
     }
 
+    /// Who waits for which node, for each node in the order in which they asked.
+    pub fn waiting(&self) -> impl Iterator<Item = (&NodeId, ClientId)> {
+        self.nodes
+            .iter()
+            .flat_map(|(id, entry)| entry.waiting.iter().map(move |asker| (id, *asker)))
+    }
+
+    /// Nodes of which a fold is under way.
+    pub fn folding(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes
+            .iter()
+            .filter(|(_, entry)| entry.folding.is_some())
+            .map(|(id, _)| id)
+    }
+
     /// Nodes owned by this name.
     pub fn owned_by<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = &'a NodeId> {
         self.nodes

@@ -89,15 +89,17 @@ impl Session {
         self.retired.push_back(retired);
     }
 
-    /// Closes all connections of a client for good, after what is queued.
+    /// Closes all connections of a client, after what is queued. Only strangers are kept from coming back: whoever has been in
+    /// the session may still say things before it reads that it is out, and where a connection is not to come back libzmq lets it
+    /// wait for ever with that.
     pub(super) fn hang_up(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        let astray = client.astray;
+        let stranger = client.user.is_none() && !client.astray;
         for link in client.links_mut() {
             if !std::mem::replace(&mut link.closing, true) {
-                let refuse = (!astray).then(|| "session ended".into());
+                let refuse = stranger.then(|| "session ended".into());
                 self.effects.push_back(Effect::Close(link.conn, refuse));
             }
         }

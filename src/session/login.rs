@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use crate::net::{ConnId, Peer, network};
-use crate::wire::message::{COMMON, Login, Outbound, Outgoing, UserName};
+use crate::wire::message::{COMMON, Login, Outbound, UserName};
 use crate::wire::{Channel, Dialect, WireError};
 
 use super::client::{Client, HeldLogin, Link, User};
@@ -65,24 +65,11 @@ fn name_fault(name: &str) -> Option<&'static str> {
 
 impl Session {
     pub(super) fn opened(&mut self, now: Time, conn: ConnId, peer: Peer) {
-        if let Some(retired) = self
+        let retired = self
             .retired
             .iter()
             .find(|retired| retired.identity == peer.identity)
-        {
-            let reason = retired.reason.clone();
-            debug!(peer = %peer.address, reason, "somebody whose session has ended came back");
-            if peer.channel == Channel::Command {
-                self.effects.push_back(Effect::Speak(conn, retired.dialect));
-                self.effects.push_back(Effect::Send(
-                    conn,
-                    Outgoing::new(Outbound::Disconnect { reason }),
-                ));
-            }
-            self.effects
-                .push_back(Effect::Close(conn, Some("session ended".into())));
-            return;
-        }
+            .map(|retired| (retired.dialect, retired.reason.clone()));
         if peer.channel == Channel::Publish {
             self.publishers.insert(conn, (peer.address.ip(), now));
             return self.repair_publishers(now, peer.address.ip());
@@ -112,7 +99,14 @@ impl Session {
         }
         *client.slot(peer.channel) = Some(Link::new(now, conn, peer.address, client.dialect));
         self.connections.insert(conn, (id, peer.channel));
-        if let Some(user) = client.user.as_deref_mut() {
+        if let Some((dialect, reason)) = retired {
+            debug!(peer = %peer.address, reason, "somebody whose session has ended came back");
+            (client.dismissed, client.astray) = (true, true);
+            client.speak(&mut self.effects, dialect);
+            if peer.channel == Channel::Command {
+                self.tell(now, id, Outbound::Disconnect { reason });
+            }
+        } else if let Some(user) = client.user.as_deref_mut() {
             // A laptop may have moved, and after a restart nobody knows from where it comes.
             user.address = peer.address;
             self.effects.push_back(Effect::Trust(conn));
@@ -201,6 +195,9 @@ impl Session {
         if client.user.is_some() || client.held.is_some() || client.dismissed {
             return debug!(peer = %address, "a second Auth is ignored");
         }
+        if self.stopping {
+            return debug!(peer = %address, "an Auth comes too late, the server stops");
+        }
         // Of a version that is not served at least the framing is known, and with it how to tell that.
         let dialect = Dialect::of(&login.version).filter(|dialect| dialect.is_like(login.dialect));
         client.speak(&mut self.effects, dialect.unwrap_or(login.dialect));
@@ -270,7 +267,7 @@ impl Session {
             .is_none_or(|user| user.away.is_some() || user.heartbeat.silent_for(now) > NAME_CLAIM)
     }
 
-    fn refuse_login(&mut self, now: Time, id: ClientId, name: &str, reason: String) {
+    pub(super) fn refuse_login(&mut self, now: Time, id: ClientId, name: &str, reason: String) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -394,8 +391,7 @@ impl Session {
     /// A connection that has not logged in says something else than Auth: perhaps its session ended without its knowledge.
     pub(super) fn stranger_spoke(&mut self, now: Time, id: ClientId, channel: Channel) {
         let session = self.version.as_deref().and_then(Dialect::of);
-        let only_texts = matches!(session, Some(Dialect::Dealer | Dialect::OldDealer))
-            && self.settings.versions.is_empty();
+        let mixed = !self.settings.versions.is_empty();
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -407,9 +403,16 @@ impl Session {
             info!(peer = %link.address, "a command came from somebody not logged in");
         }
         client.astray = true;
-        // Which version it is has not been said. 0.9.11 raises on a text, others show whatever comes.
-        if client.dialect == Dialect::Dealer && !only_texts {
-            client.speak(&mut self.effects, Dialect::NewDealer);
+        match session {
+            // Perhaps from before a restart; then its version is the session's.
+            Some(dialect) if dialect.is_like(client.dialect) && !mixed => {
+                client.speak(&mut self.effects, dialect)
+            }
+            // Which version it is has not been said. 0.9.11 raises on a text, others show whatever comes.
+            _ if client.dialect == Dialect::Dealer => {
+                client.speak(&mut self.effects, Dialect::NewDealer)
+            }
+            _ => {}
         }
         let reason = "not logged in, please connect again".into();
         self.tell(now, id, Outbound::Disconnect { reason });

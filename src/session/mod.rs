@@ -9,6 +9,7 @@
 //! | `client` | what is known of one client: its connections, its state, what may be unread at its end |
 //! | `graph` | the nodes, their data, dependencies and owners |
 //! | `login`, `leave` | who may enter, under which name, and how a session ends |
+//! | `handover` | a restart, which only those hear of who cannot wait for it |
 //! | `resume` | what is repaired after a connection broke |
 //! | `speech` | how one client is spoken to, by its dialect |
 //! | `versions` | which client versions may work together |
@@ -26,6 +27,7 @@ mod delete;
 mod delivery;
 mod edit;
 mod graph;
+mod handover;
 mod heartbeat;
 mod init;
 mod join;
@@ -223,6 +225,8 @@ pub struct Session {
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
     effects: VecDeque<Effect>,
+    /// The server is about to end: nobody enters any more.
+    stopping: bool,
     updates: u64,
     deliveries: u64,
 }
@@ -250,6 +254,7 @@ impl Session {
             next_client: 0,
             deleted: VecDeque::new(),
             effects: VecDeque::new(),
+            stopping: false,
             updates: 0,
             deliveries: 0,
         }

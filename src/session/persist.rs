@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tracing::info;
 
 use crate::admin::AdminReply;
-use crate::store::{Record, SavedClient, SavedScene, State as SavedState};
-use crate::wire::message::{COMMON, Login, NodeId, UserName};
+use crate::store::{HandOver, Record, SavedClient, SavedScene, State as SavedState};
+use crate::wire::message::{Login, NodeId, UserName};
 use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
@@ -19,7 +19,12 @@ const DELETIONS: usize = 1000;
 impl Session {
     /// A session that goes on where a saved one ended. Whoever was logged in may come back within the grace time and keeps name
     /// and locks until then.
-    pub fn restored(now: Time, settings: Settings, saved: SavedState) -> Session {
+    pub fn restored(
+        now: Time,
+        settings: Settings,
+        saved: SavedState,
+        handover: Option<HandOver>,
+    ) -> Session {
         let mut session = Session::new(now, settings);
         session.noticeboard.restore(saved.chat, saved.tasks);
         let Some(scene) = saved.scene else {
@@ -32,6 +37,12 @@ impl Session {
         }
         let skip = saved.deleted.len().saturating_sub(DELETIONS);
         session.deleted = saved.deleted.into_iter().skip(skip).collect();
+        for node in &session.deleted {
+            // A Node that was sent before its author had read of the Delete may come now.
+            if !session.graph.contains(node) {
+                session.graph.bury(now, node.clone());
+            }
+        }
         for client in saved.clients {
             session.expect_back(now, client);
         }
@@ -41,6 +52,7 @@ impl Session {
             .filter_map(|id| session.name_of(id))
             .collect();
         session.graph.release_except(now, &here);
+        session.take_over(now, handover);
         session
     }
 
@@ -72,28 +84,34 @@ impl Session {
             .collect();
         for node in &gone {
             self.graph.delete(now, node);
+            self.remember_deletion(node);
         }
         self.healing.clear();
+        // Whoever has a node locked goes on working on it, as it is then.
         for (node, commits) in scene.nodes {
-            let id = node.id.clone();
             self.graph.restore(now, node, commits);
-            self.graph.own(now, &id, &COMMON.into());
         }
-        for id in self.users() {
+        let users = self.users();
+        let here: Vec<UserName> = users.iter().filter_map(|id| self.name_of(*id)).collect();
+        self.graph.release_except(now, &here);
+        for id in users {
             let Some(user) = self.user_mut(id) else {
                 continue;
             };
             let version = user.version.clone();
-            match user.state {
-                State::Active => {
+            match &user.state {
+                // To whoever may be at the end of its join another one must not be begun: it gets the rest when it is done.
+                State::Active | State::Joining(_) if user.may_be_done() => {
                     gone.iter().for_each(|node| user.debts.deletion(node));
                     for node in &new {
                         user.debts.content(node);
                         user.debts.owner(node);
                     }
                 }
+                // It shows when it knows that it is in.
+                State::Lobby if user.may_not_know => {}
                 State::Joining(_) | State::Lobby => self.start_join(now, id),
-                State::Initialising => {}
+                State::Active | State::Initialising => {}
             }
             if let Some(reason) = self.other_version(&version) {
                 self.end(now, id, &reason, "wrong version");
@@ -175,18 +193,6 @@ impl Session {
         user.away = Some(now);
         // What it published since may have come before it was back itself.
         user.lost_publisher = dialect.scene_channel() == Channel::Data;
-        // What it has missed nobody knows.
-        for node in self.graph.ids() {
-            user.debts.content(node);
-            user.debts.owner(node);
-        }
-        for node in self
-            .deleted
-            .iter()
-            .filter(|node| !self.graph.contains(node))
-        {
-            user.debts.deletion(node);
-        }
         let mut client = Client::new(saved.identity.clone(), dialect);
         client.user = Some(Box::new(user));
         self.identities.insert(saved.identity, id);
@@ -229,12 +235,16 @@ impl Session {
 
     pub(super) fn record(&mut self, record: Record) {
         if let Record::Delete { id, .. } = &record {
-            if self.deleted.len() >= DELETIONS {
-                self.deleted.pop_front();
-            }
-            self.deleted.push_back(id.clone());
+            self.remember_deletion(id);
         }
         self.effects.push_back(Effect::Record(record));
+    }
+
+    fn remember_deletion(&mut self, node: &NodeId) {
+        if self.deleted.len() >= DELETIONS {
+            self.deleted.pop_front();
+        }
+        self.deleted.push_back(node.clone());
     }
 
     /// The scene is another one from now on.

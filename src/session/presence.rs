@@ -300,6 +300,12 @@ fn tasks(pushed: &Value) -> BTreeMap<String, Json> {
 impl Session {
     /// A chat line of the server's own, to everybody. It stays on the board until others have pushed it off.
     pub fn announce(&mut self, at: SystemTime, text: &str) {
+        let record = self.say(at, text);
+        self.record(record);
+    }
+
+    /// The same, to be recorded or not.
+    pub(super) fn say(&mut self, at: SystemTime, text: &str) -> Record {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = format!("server-{}", since.as_millis());
         let line = json!({
@@ -310,9 +316,8 @@ impl Session {
             "metadata": {},
             "timestamp": since.as_secs_f64(),
         });
-        let record = self.noticeboard.say(id, line);
-        self.record(record);
         self.noticeboard.changed();
+        self.noticeboard.say(id, line)
     }
 
     /// UpdateUserMetadata from a client, about itself whatever it says.

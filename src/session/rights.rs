@@ -94,9 +94,13 @@ impl Session {
             return Verdict::Ignore;
         };
         let mine = entry.owner == user.name;
+        // An admin who selects what somebody else has just selected, or deselects what has just been given to somebody who
+        // waited for it, does not know of that yet and means no override: the add-ons of both would deselect it.
+        let unaware = user.heartbeat.round_trip().unwrap_or_default() + UNAWARE;
+        let overrides = user.admin && now.saturating_duration_since(entry.owned_since) > unaware;
         if &**owner == COMMON {
             entry.waiting.retain(|asker| *asker != id);
-            return if mine || entry.is_common() || user.admin {
+            return if mine || entry.is_common() || overrides {
                 Verdict::Grant
             } else {
                 Verdict::Ignore
@@ -105,11 +109,7 @@ impl Session {
         match target {
             None => Verdict::Refuse,
             Some(target) if target == id => {
-                // An admin who selects what somebody else has just selected does not know of that yet, and means no override: the
-                // add-ons of both would deselect it.
-                let unaware = user.heartbeat.round_trip().unwrap_or_default() + UNAWARE;
-                let knows = now.saturating_duration_since(entry.owned_since) > unaware;
-                if mine || entry.is_common() || (user.admin && knows) {
+                if mine || entry.is_common() || overrides {
                     Verdict::Grant
                 } else {
                     Verdict::Wait

@@ -29,7 +29,9 @@ impl Session {
             AdminCommand::New => self.drop_scene(now),
             AdminCommand::Unpin => self.unpin(),
             AdminCommand::Store(_) => AdminReply::Failed("nothing is kept on disk here".into()),
+            AdminCommand::Restart { at } => self.restart(now, at),
             AdminCommand::Exit { reason } => {
+                self.stopping = true;
                 let users = self.users();
                 for &id in &users {
                     self.end(now, id, &reason, "server stops");

@@ -48,7 +48,7 @@ use crate::platform;
 
 pub use backup::{BackupInfo, Verified, list, verify};
 pub use journal::Position;
-pub use record::{Entry, Record, SavedClient};
+pub use record::{Entry, HandOver, HandedOver, Record, SavedClient};
 pub use recover::{Recovered, in_use, open, open_on};
 pub use session_file::{
     About, SessionFile, copy, export, export_session, read as read_session_file,

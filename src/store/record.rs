@@ -84,8 +84,11 @@ pub enum Record {
     ServerStarted {
         server: String,
     },
+    /// In order; the last record of its run.
     ServerStopped {
         reason: String,
+        #[serde(default)]
+        handover: HandOver,
     },
     /// So many records are missing here because the disk failed or was too slow. Commits that follow may not fit
     /// the nodes that came before.
@@ -104,6 +107,26 @@ pub struct SavedClient {
     /// The add-on's version, as it said it at login.
     pub version: String,
     pub dialect: String,
+}
+
+/// What one run of the server leaves to the next about those who are to come back. It is exact, and so it counts only if
+/// nothing has happened since.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    pub clients: Vec<HandedOver>,
+    /// Who waits for a node that somebody else has locked, by identity, in the order in which they asked.
+    #[serde(default)]
+    pub waiting: Vec<(Bytes, NodeId)>,
+}
+
+/// How far one client has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    pub identity: Bytes,
+    /// Nodes that it may hold otherwise than the scene does, or may have after they went.
+    pub owed: Vec<NodeId>,
+    /// So many data messages may be in its queue, read by nobody yet.
+    pub unread: usize,
 }
 
 impl Record {
@@ -138,6 +161,10 @@ impl Record {
                 dependencies, raw, ..
             } => raw.len() + named(dependencies),
             Record::Right { nodes, .. } => named(nodes),
+            Record::ServerStopped { handover, .. } => {
+                let owed = |client: &HandedOver| 64 + named(&client.owed);
+                handover.clients.iter().map(owed).sum::<usize>() + handover.waiting.len() * 64
+            }
             // Metadata, where these come from, is bounded by 256 KiB.
             Record::Chat { .. } | Record::Task { .. } => 1024,
             _ => 0,
@@ -325,6 +352,14 @@ mod tests {
             },
             Record::ServerStopped {
                 reason: "exit".into(),
+                handover: HandOver {
+                    clients: vec![HandedOver {
+                        identity: Bytes::from_static(b"\x02"),
+                        owed: vec!["n".into()],
+                        unread: 7,
+                    }],
+                    waiting: vec![(Bytes::from_static(b"\x03"), "m".into())],
+                },
             },
             Record::Gap { lost: 3 },
         ];

@@ -12,7 +12,7 @@ use super::backup;
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, free_path};
 use super::journal::{Position, Writer, segments};
-use super::record::Entry;
+use super::record::{Entry, HandOver};
 use super::replay::{self, Reach};
 use super::session_file::{self, About};
 use super::state::{Fold, State};
@@ -27,6 +27,8 @@ pub struct Recovered {
     pub notes: Vec<String>,
     /// Where the state comes from, in a few words; `None`: there was nothing.
     pub source: Option<String>,
+    /// What the last run has left about those who are to come back. `None`: it crashed, or something is missing.
+    pub handover: Option<HandOver>,
 }
 
 /// Opens a data directory, which is made if it is not there, and reads what it holds. Takes seconds per GB.
@@ -73,6 +75,7 @@ pub fn open_on(
     if let Some(restored) = recovery.restore(&best, &mut end, next_segment) {
         best.state = restored;
         best.source = Some(layout.restore.display().to_string());
+        best.handover = None;
     }
     let notes = recovery.notes;
     let start = Start {
@@ -91,6 +94,7 @@ pub fn open_on(
         state: best.state,
         notes,
         source: best.source,
+        handover: best.handover,
     };
     Ok((DiskStore::start(start), recovered))
 }
@@ -127,6 +131,7 @@ struct Found {
     changes: u64,
     checkpointed: Position,
     source: Option<String>,
+    handover: Option<HandOver>,
 }
 
 impl Recovery<'_> {
@@ -218,7 +223,9 @@ impl Recovery<'_> {
                 ..Reach::default()
             },
         };
+        let handover = fold.take_handover();
         let (state, notes) = fold.finish();
+        let whole = notes.is_empty() && reach.damage.is_none() && !reach.headless;
         self.notes.extend(notes);
         if let Some(damage) = &reach.damage {
             self.notes.push(format!(
@@ -238,10 +245,11 @@ impl Recovery<'_> {
         }
         Found {
             state,
-            source: Some(match reach.records {
+            source: Some(match changes {
                 0 => source,
-                records => format!("{source} and {records} changes in the journal"),
+                changes => format!("{source} and {changes} changes in the journal"),
             }),
+            handover: handover.filter(|_| whole),
             reach,
             from,
             changes,

@@ -10,7 +10,7 @@ use crate::wire::delta::DeltaError;
 use crate::wire::message::{COMMON, Commit, Node, NodeId, UserName};
 use crate::wire::pickle::{self, Value};
 
-use super::record::{Record, SavedClient, commit_of};
+use super::record::{HandOver, Record, SavedClient, commit_of};
 
 /// Chat lines that are kept, as many as a client keeps (docs/protocol.md, 3.12).
 const CHAT_LINES: usize = 10;
@@ -87,6 +87,8 @@ pub(super) struct Fold {
     /// Deleted before the first record.
     deleted: Vec<NodeId>,
     notes: Vec<String>,
+    /// Of a stop in order, as long as nothing has come after it.
+    handover: Option<HandOver>,
     /// Counts records, to tell what came before what.
     clock: u64,
 }
@@ -151,6 +153,7 @@ impl Fold {
 
     pub fn record(&mut self, record: Record) {
         self.clock += 1;
+        self.handover = None;
         match record {
             Record::SceneStart {
                 version, dialect, ..
@@ -162,7 +165,14 @@ impl Fold {
                 });
             }
             Record::SceneComplete => {
-                if let Some(next) = self.next.take() {
+                if let Some(mut next) = self.next.take() {
+                    // Nobody was told by a record that these have gone.
+                    let before = self.scene.take().map(|scene| scene.nodes);
+                    for id in before.unwrap_or_default().into_keys() {
+                        if !next.nodes.contains_key(&id) {
+                            next.deleted.insert(id, 0);
+                        }
+                    }
                     self.scene = Some(next);
                 }
             }
@@ -199,13 +209,19 @@ impl Fold {
                     .flat_map(|scene| scene.nodes.values_mut());
                 nodes.for_each(|node| node.stale = true);
             }
-            Record::ServerStarted { .. } | Record::ServerStopped { .. } => {}
+            Record::ServerStarted { .. } => {}
+            Record::ServerStopped { handover, .. } => self.handover = Some(handover),
             change => {
                 if let Some(scene) = self.next.as_mut().or(self.scene.as_mut()) {
                     scene.record(self.clock, change);
                 }
             }
         }
+    }
+
+    /// What the last run has handed over, if it ended in order and nothing is missing since.
+    pub fn take_handover(&mut self) -> Option<HandOver> {
+        self.handover.take().filter(|_| self.notes.is_empty())
     }
 
     /// Folds what can be folded. Also returns what an operator should know.

@@ -82,6 +82,12 @@ impl Dialect {
         self != Dialect::Tcp
     }
 
+    /// Whether a client can wait for the next start of the server. One of four sockets that comes back may have carried out what was
+    /// lost on the way here, and what another one sends cannot tell of that.
+    pub fn waits_for_restart(self) -> bool {
+        self.resumes() && !self.acts_first()
+    }
+
     /// Whether a client carries out its own Delete and Right before it sends them, so that leaving out the echo refuses nothing.
     pub fn acts_first(self) -> bool {
         self == Dialect::FourSocket

@@ -95,7 +95,7 @@ fn exit_tells_everybody_why() {
 }
 
 #[test]
-fn sigterm_tells_everybody_why() {
+fn ctrl_c_tells_everybody_why() {
     let Some(mut server) = Server::start() else {
         return;
     };
@@ -104,15 +104,39 @@ fn sigterm_tells_everybody_why() {
     bob.await_active();
     server.close_console(); // its end stops nothing
     server.assert_works(&[&alice, &bob]);
-    server.terminate();
+    let interrupt = ["-s", "INT", &server.pid().to_string()];
+    assert!(
+        Command::new("kill")
+            .args(interrupt)
+            .status()
+            .unwrap()
+            .success()
+    );
     for client in [&alice, &bob] {
-        assert!(
-            !client.await_exit().contains("Server lost"),
-            "{} was told nothing",
-            client.name
-        );
+        let reason = client.await_exit();
+        assert!(reason.contains("the server is shutting down"), "{reason}");
+        client.assert_no_problems();
     }
     assert_eq!(server.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn sigterm_ends_nobodys_session() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    let bob = server.join("Bob");
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0));
+    for client in [&alice, &bob] {
+        client.assert_in_session();
+        assert_eq!(client.count_received(&[("type", "Disconnect")]), 0);
+    }
+    // Where no start follows they find out by themselves.
+    for client in [&alice, &bob] {
+        assert!(client.await_exit().contains("Server lost"));
+    }
 }
 
 #[test]

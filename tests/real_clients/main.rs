@@ -11,6 +11,7 @@ mod support;
 
 mod disk;
 mod editing;
+mod handover;
 mod hostile;
 mod joining;
 mod kills;
@@ -19,6 +20,7 @@ mod login;
 mod network;
 mod presence;
 mod restart;
+mod restoring;
 mod rights;
 mod sizes;
 mod storage;

@@ -101,7 +101,11 @@ impl World {
         let wire = &mut station.wires[channel];
         if wire.conn == Some(conn) && wire.ending && wire.down.is_empty() {
             wire.conn = None;
-            wire.over = true;
+            if wire.comes_back {
+                wire.opens_at = Some(now + Duration::from_millis(100));
+            } else {
+                wire.over = true;
+            }
             self.conns.remove(&conn);
             let client = &mut self.stations[index].client;
             if channel == TTL && client.dialect == Dialect::Tcp {
@@ -279,11 +283,8 @@ impl World {
         let wire = &mut self.stations[index].wires[channel];
         if wire.conn == Some(conn) {
             wire.ending = true;
-            if reason.is_none() {
-                // Closed without a word: ZeroMQ connects again.
-                wire.ending = false;
-                wire.cut(self.now, Duration::ZERO, Some(Duration::from_millis(100)));
-            }
+            // Closed without a word: ZeroMQ connects again.
+            wire.comes_back = reason.is_none() && wire.dialect != Some(Dialect::Tcp);
         }
     }
 }

@@ -11,6 +11,7 @@ mod lines;
 mod look;
 mod network;
 mod random;
+mod restarts;
 mod rules;
 mod spelling;
 mod stories;
@@ -19,27 +20,32 @@ mod stories_editing;
 mod stories_hostile;
 mod stories_login;
 mod stories_presence;
+mod stories_restart;
 mod stories_rights;
 mod user;
 mod world;
 
 #[test]
 fn random_studios_converge() {
-    if let Some(seed) = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-    {
-        let faults = random::run(seed, true);
+    play_all(200, random::run);
+}
+
+#[test]
+fn random_studios_converge_over_restarts() {
+    play_all(100, random::run_with_restarts);
+}
+
+fn play_all(count: u64, run: fn(u64, bool) -> Vec<String>) {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    if let Some(seed) = number("SEED") {
+        let faults = run(seed, true);
         assert!(faults.is_empty(), "{}", faults.join("\n"));
         return;
     }
-    let seeds: u64 = std::env::var("SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(200);
+    let seeds: u64 = number("SEEDS").unwrap_or(count);
     let mut failed = Vec::new();
     for seed in 0..seeds {
-        let result = std::panic::catch_unwind(|| random::run(seed, false));
+        let result = std::panic::catch_unwind(|| run(seed, false));
         let faults = result.unwrap_or_else(|_| vec!["panicked".into()]);
         if !faults.is_empty() {
             eprintln!(

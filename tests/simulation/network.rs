@@ -74,6 +74,8 @@ pub struct Wire {
     pub received: VecDeque<Option<Arc<Outgoing>>>,
     /// The server ends this connection after what is queued.
     pub ending: bool,
+    /// And ZeroMQ is left to connect again after that.
+    pub comes_back: bool,
     /// For good.
     pub over: bool,
     pub zombies: Vec<Zombie>,
@@ -96,7 +98,7 @@ impl Wire {
         self.acks.clear();
         self.last_due = None;
         self.last_up = None;
-        if self.ending {
+        if self.ending && !self.comes_back {
             self.over = true;
         }
         self.opens_at = back_after.filter(|_| !self.over).map(|after| now + after);

@@ -1,7 +1,7 @@
 //! Random studios: clients that edit, lock, delete, render, break, crash and misbehave. Once everybody is quiet all graphs are
 //! equal and nobody has been harmed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blender_multiuser::wire::Dialect;
 use blender_multiuser::wire::message::{COMMON, Inbound, NodeId};
@@ -10,12 +10,14 @@ use blender_multiuser::wire::pickle::Value;
 use super::client::{Client, State, node_data};
 use super::delta::{self, Change};
 use super::network::Line;
+use super::restarts::Stop;
 use super::world::{COMMAND, DATA, PUBLISH, TTL, Who, World, settings};
 
 /// What a run may contain; later seeds are wilder.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     breaks: bool,
+    restarts: bool,
     pauses: bool,
     misbehaviour: bool,
     comings_and_goings: bool,
@@ -51,13 +53,28 @@ const STUDIOS: [&[&str]; 4] = [
 pub fn run(seed: u64, trace: bool) -> Vec<String> {
     // Twelve seeds in a row differ in what a run may contain.
     let versions = STUDIOS[(seed / 12) as usize % STUDIOS.len()];
+    play(seed, trace, versions, false)
+}
+
+/// The same, and now and then the server ends and starts again.
+pub fn run_with_restarts(seed: u64, trace: bool) -> Vec<String> {
+    let versions: &[&str] = match seed % 4 {
+        0 => &["0.9.10", "0.9.12"],
+        1 => &["0.7.3"],
+        _ => &["0.9.10"],
+    };
+    play(seed, trace, versions, true)
+}
+
+fn play(seed: u64, trace: bool, versions: &'static [&'static str], restarts: bool) -> Vec<String> {
     let mut settings = settings();
     settings.versions = versions.iter().map(|version| version.to_string()).collect();
     let mut world = World::with(seed, settings);
     world.trace = trace;
     world.spelled = seed % 8 == 7;
     let kind = Kind {
-        breaks: seed % 2 == 1,
+        breaks: seed % 2 == 1 || restarts,
+        restarts,
         pauses: seed % 3 == 1,
         misbehaviour: seed % 5 >= 3,
         comings_and_goings: seed % 4 >= 2,
@@ -65,6 +82,7 @@ pub fn run(seed: u64, trace: bool) -> Vec<String> {
         large: seed % 11 == 10,
     };
     let mut script = Script {
+        restarted: world.now,
         world,
         kind,
         versions,
@@ -92,6 +110,7 @@ struct Script {
     kind: Kind,
     versions: &'static [&'static str],
     serial: u64,
+    restarted: Instant,
     /// Clients whose end the script has caused.
     expected_to_end: Vec<Who>,
     /// Clients that may end because a message to or from them was lost that nothing can bring back.
@@ -229,6 +248,9 @@ impl Script {
 
     fn act(&mut self) {
         let roll = self.world.rng.range(0, 100);
+        if self.kind.restarts && self.world.rng.chance(4) {
+            return self.restart();
+        }
         if self.kind.breaks && roll < 6 {
             return self.break_something();
         }
@@ -379,6 +401,36 @@ impl Script {
                 client.delete(&object);
             }
         });
+    }
+
+    fn restart(&mut self) {
+        let stop = if self.world.rng.chance(60) {
+            Stop::Terminate
+        } else {
+            Stop::Kill
+        };
+        let since = self.world.now - self.restarted;
+        let soon = since < Duration::from_secs(5);
+        if soon && self.world.rng.chance(80) {
+            return;
+        }
+        self.restarted = self.world.now;
+        let users = self.world.status().users;
+        for index in 0..self.world.stations.len() {
+            let client = &self.world.stations[index].client;
+            let is_in = users.iter().any(|user| {
+                let state = ["active", "behind", "away"]
+                    .iter()
+                    .any(|state| user.state.starts_with(state));
+                state && user.name == *client.name
+            });
+            // Whoever is not in yet, or cannot come back, has to connect again.
+            if !client.is_active() || !is_in || client.dialect == Dialect::Tcp {
+                self.unlucky.push(Who(index));
+            }
+        }
+        let gap = self.world.rng.range(0, if soon { 300 } else { 2_000 });
+        self.world.restart(stop, gap);
     }
 
     fn break_something(&mut self) {

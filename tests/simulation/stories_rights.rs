@@ -76,6 +76,32 @@ fn a_refused_take_is_remembered_and_granted() {
 }
 
 #[test]
+fn an_admin_who_unlocks_twice_takes_nothing_from_whoever_waited() {
+    let (mut world, [admin, bob]) = studio(["admin", "bob"]);
+    world.does(admin, |admin| admin.lock(&[id("cube")]));
+    world.run(300);
+    world.does(bob, |bob| {
+        bob.send_right(vec![id("cube")], "bob".into());
+    });
+    world.run(300);
+    // The add-on does so when nothing is selected any more.
+    world.does(admin, |admin| {
+        admin.unlock(&[id("cube")]);
+        admin.unlock(&[id("cube")]);
+    });
+    world.run(500);
+    for who in [admin, bob] {
+        assert_eq!(&*world[who].graph[&id("cube")].owner, "bob");
+    }
+    // Later it is on purpose.
+    world.does(admin, |admin| {
+        admin.send_right(vec![id("cube")], "COMMON".into());
+    });
+    world.run(500);
+    assert_eq!(&*world[bob].graph[&id("cube")].owner, "COMMON");
+}
+
+#[test]
 fn who_has_deselected_is_not_given_it_later() {
     let (mut world, [_admin, alice, bob]) = studio(["admin", "alice", "bob"]);
     world.does(alice, |alice| alice.lock(&[id("cube")]));

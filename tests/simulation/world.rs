@@ -81,13 +81,14 @@ pub const CHANNELS: [Channel; 4] = [
 
 pub struct World {
     pub session: Session,
+    pub(super) settings: Settings,
     pub now: Instant,
     pub(super) start: Instant,
     next_tick: Instant,
     pub(super) next_conn: u64,
     pub stations: Vec<Station>,
     pub(super) conns: HashMap<ConnId, (usize, usize)>,
-    folds: Vec<(Instant, FoldJob)>,
+    pub(super) folds: Vec<(Instant, FoldJob)>,
     pub fold_delay: (u64, u64),
     pub rng: Rng,
     pub trace: bool,
@@ -132,7 +133,8 @@ impl World {
     pub fn with(seed: u64, settings: Settings) -> Self {
         let now = Instant::now() + Duration::from_secs(3600);
         World {
-            session: Session::new(now, settings),
+            session: Session::new(now, settings.clone()),
+            settings,
             now,
             start: now,
             next_tick: now,
@@ -236,6 +238,20 @@ impl World {
     }
 
     pub fn step(&mut self) {
+        self.step_without_ticks();
+        if self.now >= self.next_tick {
+            self.next_tick = self.now + TICK;
+            self.session.tick(self.now);
+            self.take_effects();
+            for station in &self.stations {
+                for wire in &station.wires {
+                    self.peak = self.peak.max(wire.unwritten());
+                }
+            }
+        }
+    }
+
+    pub(super) fn step_without_ticks(&mut self) {
         self.now += self.stride;
         let due: Vec<FoldJob>;
         (due, self.folds) = {
@@ -256,16 +272,6 @@ impl World {
                 self.network(index, channel);
             }
             self.turn(index);
-        }
-        if self.now >= self.next_tick {
-            self.next_tick = self.now + TICK;
-            self.session.tick(self.now);
-            self.take_effects();
-            for station in &self.stations {
-                for wire in &station.wires {
-                    self.peak = self.peak.max(wire.unwritten());
-                }
-            }
         }
     }
 

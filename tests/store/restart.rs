@@ -1,6 +1,9 @@
 //! An orderly life: changes, saves, restarts.
 
-use blender_multiuser::store::{Record, Saved, Store, StoreError, Written, history, open};
+use blender_multiuser::store::{
+    DiskStore, HandOver, HandedOver, Record, Saved, Store, StoreError, Written, history, open,
+};
+use bytes::Bytes;
 use serde_json::json;
 
 use crate::scenes::*;
@@ -101,4 +104,51 @@ fn a_backup_stands_in_for_everything_else() {
     assert_eq!(numbers(&recovered.state), numbers(&saved));
     let nodes = recovered.state.scene.unwrap().nodes;
     assert_eq!(&*nodes[1].0.owner, "Ada");
+}
+
+#[test]
+fn what_a_run_hands_over_counts_only_if_nothing_came_after_it() {
+    let data = tempfile::tempdir().unwrap();
+    let handover = HandOver {
+        clients: vec![HandedOver {
+            identity: Bytes::from_static(b"ada"),
+            owed: vec!["node-00001".into()],
+            unread: 3,
+        }],
+        waiting: vec![(Bytes::from_static(b"bob"), "node-00000".into())],
+    };
+    let stopped = || Record::ServerStopped {
+        reason: "shutdown".into(),
+        handover: handover.clone(),
+    };
+    let end = |store: DiskStore, records: Vec<Record>| {
+        let _ = store.append(records);
+        store.flush().blocking_recv().unwrap().unwrap();
+        store.close();
+    };
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover, None);
+    let _ = store.append(scene(2).records("initialised", &"Ada".into()));
+    end(store, vec![change("node-00001", 1), stopped()]);
+
+    // Nothing was damaged, and nothing has happened since, however often somebody looks.
+    for _ in 0..2 {
+        let (store, recovered) = start(data.path());
+        assert_eq!(recovered.handover.as_ref(), Some(&handover));
+        end(store, Vec::new());
+    }
+    let (store, _) = start(data.path());
+    let server = "test".into();
+    end(store, vec![Record::ServerStarted { server }]);
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover, None, "a run that crashed");
+
+    end(store, vec![stopped(), change("node-00001", 2)]);
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover, None, "something came after it");
+
+    end(store, vec![Record::Gap { lost: 1 }, stopped()]);
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover, None, "something is missing before it");
+    drop(store);
 }

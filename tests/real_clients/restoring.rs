@@ -1,0 +1,172 @@
+//! The operator changes the scene under everybody's hands: `restore`, `new` and `unpin` (issue 5).
+
+use serde_json::json;
+
+use crate::support::venv;
+use crate::support::{Client, Server, assert_converged, wait_until};
+
+fn told(server: &Server, text: &str) {
+    wait_until(&format!("the console to say {text:?}"), || {
+        server.log.find(text).is_some()
+    });
+}
+
+/// Makes a backup and returns its name.
+fn save(server: &mut Server, note: &str) -> String {
+    server.console(&format!("save {note}"));
+    told(server, "saved as ");
+    let line = server.log.find("saved as ").unwrap();
+    let (_, name) = line.rsplit_once('/').unwrap();
+    name.trim().to_owned()
+}
+
+#[test]
+fn a_restore_reaches_everybody_who_works_or_joins() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let objects: Vec<String> = (0..20).map(|n| format!("Object{n}")).collect();
+    let mut objects: Vec<&str> = objects.iter().map(String::as_str).collect();
+    objects.extend(["Cube", "Cone"]);
+    let alice = server.host("Alice", &objects);
+    let bob = server.join("Bob");
+    alice.edit("Object:Cone", "d['location'][0] = 1.0");
+    bob.await_value("Object:Cone", "d['location'][0]", 1.0);
+    let name = save(&mut server, "the good one");
+
+    alice.edit("Object:Cone", "d['location'][0] = 2.0");
+    alice.add("Lamp");
+    bob.await_value("Object:Lamp", "d['name']", "Lamp");
+    bob.delete("Object:Object3");
+    alice.await_gone("Object:Object3");
+    bob.select(&["Object:Cube"]);
+    alice.await_owner("Object:Cube", "Bob");
+    bob.start_drag(&["Object:Cube"], 30, 3.0);
+    let carol = server.client("Carol").turn(60).connect();
+    carol.await_syncing();
+    let dave = server.client("Dave").connect();
+
+    server.console(&format!("restore {name}"));
+    told(&server, "is restored");
+    for client in [&alice, &bob, &carol, &dave] {
+        client.await_active();
+        client.await_gone("Object:Lamp");
+        client.await_value("Object:Cone", "d['location'][0]", 1.0);
+        client.await_value("Object:Object3", "d['name']", "Object3");
+    }
+    bob.finish_drag();
+    // He still has it, and goes on.
+    alice.await_owner("Object:Cube", "Bob");
+    bob.edit("Object:Cube", "d['location'][0] = 9.0");
+    alice.await_value("Object:Cube", "d['location'][0]", 9.0);
+    carol.call("turn", json!({"ms": 1}));
+    server.assert_works(&[&alice, &bob, &carol, &dave]);
+
+    // What was there before has been saved.
+    server.console("backups");
+    told(&server, "before a restore");
+    let restored = |server: &Server| {
+        let lines = server.log.lines();
+        lines
+            .iter()
+            .filter(|line| line.contains("is restored"))
+            .count()
+    };
+    alice.edit("Object:Cone", "d['location'][0] = 3.0");
+    bob.await_value("Object:Cone", "d['location'][0]", 3.0);
+    // That is the one that was made of the restored scene, not the one that the command itself makes.
+    server.console("restore latest");
+    wait_until("the second restore", || restored(&server) == 2);
+    bob.await_value("Object:Cone", "d['location'][0]", 1.0);
+    server.assert_works(&[&alice, &bob, &carol, &dave]);
+
+    // It is what a restart begins with.
+    let server = server.crash_and_restart();
+    server.assert_works(&[&alice, &bob, &carol, &dave]);
+    alice.await_value("Object:Cone", "d['location'][0]", 1.0);
+}
+
+#[test]
+fn the_oldest_backup_can_be_restored_though_another_one_is_made_first() {
+    let Some(mut server) = Server::start_with(&["--max-backups", "1"]) else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    alice.edit("Object:Cube", "d['location'][0] = 1.0");
+    let bob = server.join("Bob");
+    let name = save(&mut server, "the only one");
+    bob.edit("Object:Cube", "d['location'][0] = 2.0");
+    alice.await_value("Object:Cube", "d['location'][0]", 2.0);
+    server.console(&format!("restore {name}"));
+    alice.await_value("Object:Cube", "d['location'][0]", 1.0);
+    server.assert_works(&[&alice, &bob]);
+}
+
+#[test]
+fn nothing_is_restored_that_is_not_there() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    server.console("restore yesterday");
+    told(&server, "there is no backup named yesterday");
+    server.assert_works(&[&alice]);
+}
+
+#[test]
+fn a_new_scene_begins_with_everybody_told() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    let bob = server.join("Bob");
+    bob.select(&["Object:Cube"]);
+    alice.await_owner("Object:Cube", "Bob");
+    bob.start_drag(&["Object:Cube"], 30, 10.0);
+    server.console("new");
+    for client in [&alice, &bob] {
+        let reason = client.await_exit();
+        assert!(reason.contains("a new scene begins"), "{reason}");
+        client.assert_no_problems();
+    }
+    let port = server.ports.command;
+    let again = |client: &Client| {
+        client.connect(json!({"name": client.name, "port": port, "admin_password": "admin"}));
+        client.await_lobby();
+    };
+    again(&alice);
+    again(&bob);
+    alice.init(&["Torus"], 8);
+    for client in [&alice, &bob] {
+        client.await_active();
+        assert!(client.has("Object:Torus") && !client.has("Object:Cube"));
+    }
+    server.assert_works(&[&alice, &bob]);
+    // The old one is in a backup.
+    server.console("backups");
+    told(&server, "before a new scene");
+}
+
+#[test]
+fn after_unpin_the_next_version_has_the_session() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    let refusal = server.client("Bob").using(&venv::V0_9_11).expect_refusal();
+    assert!(refusal.contains("wrong client version"), "{refusal}");
+    alice.leave();
+    wait_until("Alice to be gone", || server.log.find("left").is_some());
+    server.console("unpin");
+    told(&server, "the next client decides");
+    let bob = server.client("Bob").using(&venv::V0_9_11).connect();
+    bob.await_active();
+    bob.await_value("Object:Cube", "d['name']", "Cube");
+    let refusal = server.client("Carol").expect_refusal();
+    assert!(refusal.contains("wrong client version"), "{refusal}");
+    assert_converged(&[&bob]);
+    let server = server.crash_and_restart();
+    server.client("Carol").expect_refusal();
+    bob.edit("World", "d['stamp'] = 1");
+    assert_converged(&[&bob]);
+}

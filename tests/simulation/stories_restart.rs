@@ -1,0 +1,230 @@
+//! The server ends and starts again: protocol section 3.9.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use blender_multiuser::admin::AdminCommand;
+use blender_multiuser::wire::message::COMMON;
+
+use super::client::{Client, State};
+use super::restarts::Stop;
+use super::stories::{furnish, id, keep_log, staff, studio, updates_of};
+use super::world::{COMMAND, DATA, TTL, World, settings};
+
+const STOPS: [Stop; 2] = [Stop::Terminate, Stop::Kill];
+
+#[test]
+fn nobody_is_thrown_out_and_locks_stay() {
+    for stop in STOPS {
+        let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+        world.does(bob, |bob| bob.lock(&[id("cube")]));
+        world.run(300);
+        world.restart(stop, 800);
+        // Unaware of it, both go on.
+        world.does(bob, |bob| bob.append(&id("cube"), 1));
+        world.does(alice, |alice| alice.append(&id("world"), 2));
+        world.run(6_000);
+        assert!(
+            world[alice].is_active() && world[bob].is_active(),
+            "{stop:?}"
+        );
+        assert_eq!(&*world[alice].graph[&id("cube")].owner, "bob", "{stop:?}");
+        world.does(bob, |bob| bob.append(&id("cube"), 3));
+        world.run(1_000);
+        world.assert_converged();
+    }
+}
+
+#[test]
+fn a_stop_in_order_tells_only_those_who_cannot_wait() {
+    let mut settings = settings();
+    settings.versions = ["0.9.10".into(), "0.9.12".into()].into();
+    let mut world = World::with(1, settings);
+    let [alice, bob] = staff(&mut world, ["alice", "bob"]);
+    let tcp = world.arrive(Client::new("tcp", false).of_version("0.9.12"));
+    world.until_active(&[tcp]);
+    world.does(tcp, |tcp| tcp.lock(&[id("cube")]));
+    world.run(300);
+    let late = world.arrive(Client::new("late", false));
+    world.stations[late.0].turns = (400, 400);
+    world.until("the late one is joining", |world| {
+        world[late].state == State::Syncing
+    });
+    let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    world.command(AdminCommand::Restart { at });
+    world.run(1_000);
+    let lines = world[bob].metadata_of("bob", "chat_messages").unwrap();
+    assert!(lines.as_str().unwrap().contains("server restarting"));
+    world.restart(Stop::Terminate, 500);
+    world.run(6_000);
+    assert!(world[tcp].ended.is_some());
+    let told = world[late].ended.clone().unwrap_or_default();
+    assert!(told.contains("restarts, please connect again"), "{told}");
+    assert!(world[alice].is_active() && world[bob].is_active());
+    assert_eq!(&*world[alice].graph[&id("cube")].owner, COMMON);
+    world.assert_converged();
+}
+
+#[test]
+fn after_a_stop_in_order_only_what_may_be_missing_is_sent() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..50 {
+        world.does(alice, |alice| {
+            alice.create(&format!("mesh{n}"), "Mesh", &[])
+        });
+    }
+    // Longer than an edit counts as recent.
+    world.run(13_000);
+    for channel in [COMMAND, DATA, TTL] {
+        world.cut(bob, channel, 0, 1_000);
+    }
+    world.run(100);
+    world.does(alice, |alice| {
+        alice.lock(&[id("mesh7")]);
+        alice.append(&id("mesh8"), 1);
+        alice.delete(&id("mesh9"));
+    });
+    world.run(200);
+    keep_log(&mut world, &[bob]);
+    world.restart(Stop::Terminate, 800);
+    world.run(5_000);
+    assert!(world[bob].is_active());
+    let sent = |node: &str| updates_of(&world[bob], node);
+    assert!(sent("mesh8") > 0);
+    assert_eq!((0..7).map(|n| sent(&format!("mesh{n}"))).sum::<usize>(), 0);
+    world.assert_converged();
+}
+
+#[test]
+fn after_a_crash_everything_is_sent() {
+    let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+    world.run(13_000);
+    keep_log(&mut world, &[bob]);
+    world.restart(Stop::Kill, 500);
+    world.run(5_000);
+    assert!(updates_of(&world[bob], "cube-mesh") > 0);
+    world.assert_converged();
+}
+
+#[test]
+fn what_a_slow_client_was_owed_is_not_forgotten() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    // Bob has read nothing for a minute, and what fits on the way to him is full.
+    world.stations[bob.0].line.kernel = 2_000;
+    world.stations[bob.0].line.high_water = 5;
+    world.pause(bob, 62_000);
+    for n in 0..60 {
+        world.does(alice, |alice| {
+            alice.append(&id("world"), n);
+            alice.append(&id("cube-mesh"), n);
+        });
+        world.run(1_000);
+    }
+    world.restart(Stop::Terminate, 500);
+    world.run(1_000);
+    world.restart(Stop::Terminate, 200);
+    world.run(10_000);
+    assert!(world[bob].is_active(), "{:?}", world[bob].ended);
+    world.assert_converged();
+}
+
+#[test]
+fn a_delete_after_a_restart_does_not_overtake_what_was_sent_before_it() {
+    for stop in STOPS {
+        let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+        world.pause(bob, 6_000);
+        for n in 0..40 {
+            world.does(alice, |alice| alice.append(&id("cube"), n));
+            world.run(50);
+        }
+        world.restart(stop, 300);
+        world.run(1_500);
+        world.does(alice, |alice| {
+            alice.unlink(&id("collection"), &id("cube"));
+            alice.delete(&id("cube"));
+        });
+        world.run(10_000);
+        assert!(world[bob].is_active(), "{stop:?}: {:?}", world[bob].ended);
+        assert!(!world[bob].graph.contains_key(&id("cube")));
+        world.assert_converged();
+    }
+}
+
+#[test]
+fn who_waits_for_a_lock_gets_it_after_the_restart() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.does(alice, |alice| alice.lock(&[id("cube")]));
+    world.run(300);
+    // The selection has changed, so the add-on asks, once.
+    world.does(bob, |bob| {
+        bob.send_right(vec![id("cube")], "bob".into());
+    });
+    world.run(300);
+    assert_eq!(&*world[bob].graph[&id("cube")].owner, "alice");
+    world.restart(Stop::Terminate, 500);
+    world.run(3_000);
+    assert_eq!(&*world[bob].graph[&id("cube")].owner, "alice");
+    world.does(alice, |alice| alice.unlock(&[id("cube")]));
+    world.run(500);
+    for who in [alice, bob] {
+        assert_eq!(&*world[who].graph[&id("cube")].owner, "bob");
+    }
+}
+
+#[test]
+fn locks_of_those_who_do_not_return_come_free_after_the_grace_time() {
+    for stop in STOPS {
+        let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+        world.does(bob, |bob| bob.lock(&[id("cube")]));
+        world.run(300);
+        world.restart(stop, 300);
+        world.kill(bob, true);
+        world.run(3_000);
+        assert_eq!(&*world[alice].graph[&id("cube")].owner, "bob", "{stop:?}");
+        world.run(4_000);
+        assert_eq!(&*world[alice].graph[&id("cube")].owner, COMMON, "{stop:?}");
+        assert!(!world[alice].online.contains_key("bob"));
+    }
+}
+
+#[test]
+fn a_scene_that_is_being_sent_is_begun_anew() {
+    for stop in STOPS {
+        let mut world = World::new(7);
+        let alice = world.admin("alice");
+        world.does(alice, furnish);
+        world.until("alice is in the lobby", |world| {
+            world[alice].state == State::Lobby
+        });
+        world.does(alice, |alice| alice.init());
+        world.restart(stop, 200);
+        world.run(8_000);
+        assert!(world[alice].ended.is_some(), "{stop:?}");
+        let again = world.admin("alice");
+        world.does(again, furnish);
+        world.until("alice is in the lobby again", |world| {
+            world[again].state == State::Lobby
+        });
+        world.does(again, |alice| alice.init());
+        world.until_active(&[again]);
+        world.assert_converged();
+    }
+}
+
+#[test]
+fn a_slow_client_that_is_out_hears_so_before_it_is_left_alone() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.pause(bob, 4_500);
+    world.does(alice, |alice| alice.append(&id("world"), 1));
+    world.run(1_000);
+    world.command(AdminCommand::Kick {
+        user: "bob".into(),
+        reason: Some("lunch".into()),
+    });
+    // Long since its connections have been closed, and opened again.
+    world.run(2_500);
+    world.does(bob, |bob| bob.append(&id("cube"), 2));
+    world.run(3_000);
+    assert_eq!(world[bob].ended.as_deref(), Some("kicked: lunch"));
+    assert!(world[alice].is_active());
+    world.assert_converged();
+}
