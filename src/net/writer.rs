@@ -11,14 +11,14 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::WriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::connection::Context;
 use super::outbox::{MAX_SLICES, Outbox};
 use super::server::stopped;
 use super::{Control, Event, zmtp};
-use crate::wire::Dialect;
 use crate::wire::message::Outgoing;
+use crate::wire::{Channel, Dialect};
 
 /// Weight that is reported as soon as it is written.
 const REPORT_WEIGHT: usize = 32 * 1024;
@@ -30,6 +30,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long a closing connection may go without progress, and take in all, to write what is queued.
 const FLUSH_STALL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long the heartbeat of a tcp client outlives what is written to its other connections: several turns of a busy Blender.
+const HEARTBEAT_STAYS: Duration = Duration::from_secs(2);
 /// Messages taken from the queue at once.
 const BATCH: usize = 64;
 
@@ -310,6 +312,11 @@ impl<'a> Writer<'a> {
                 Ok(written) => written?,
                 Err(_) => return Ok(()),
             }
+        }
+        // Clients of the tcp dialect take the end of their heartbeat for the loss of the server, and look at it before they read the
+        // reason that has just been sent: it is theirs to end. When they do, the reader ends this.
+        if peer.dialect == Dialect::Tcp && peer.channel == Channel::Ttl {
+            sleep(HEARTBEAT_STAYS).await;
         }
         self.half.shutdown().await
     }

@@ -83,6 +83,8 @@ def new_client():
 def new_heartbeat():
     control = ttl_listener.accept()[0]
     request, files, _, _ = socket.recv_fds(control, 4096, 2)
+    if not request:
+        return None, control  # whoever asked has been killed
     group, arguments = json.loads(request)
 
     def main():
@@ -126,8 +128,9 @@ def main():
         for source, new in ((listener, new_client), (ttl_listener, new_heartbeat)):
             if source in ready:
                 pid, control = new()
-                controls[pid] = control
-                tell(control, f"{pid}\n")
+                if pid is not None:
+                    controls[pid] = control
+                    tell(control, f"{pid}\n")
 
 
 path, driver, *modules = sys.argv[1:]
