@@ -103,10 +103,8 @@ find_system() {
     local release=${OS_RELEASE:-/etc/os-release} ids
     family='' system=unknown
     [ -r "$release" ] || return 0
-    # shellcheck disable=SC1090 # it depends on the computer
-    ids=$(. "$release" && printf '%s %s' "${ID:-}" "${ID_LIKE:-}")
-    # shellcheck disable=SC1090
-    system=$(. "$release" && printf '%s' "${PRETTY_NAME:-$ID}")
+    ids="$(setting ID "$release") $(setting ID_LIKE "$release")"
+    system=$(setting PRETTY_NAME "$release")
     case " $ids " in
         *" debian "* | *" ubuntu "*) family=debian ;;
         *" fedora "*) family=fedora ;;
@@ -224,7 +222,7 @@ docker_install_engine() {
             "Install Docker and Docker Compose yourself (https://docs.docker.com/engine/install/), then run this again."
         if [ "$family" = debian ]; then
             run apt-get update -q || warn "the list of packages could not be renewed"
-            has docker || mapfile -t packages < <(known_packages docker.io docker-cli)
+            has docker || mapfile -t packages < <(known_packages docker.io)
             if ! has docker || ! has_compose; then
                 mapfile -t -O "${#packages[@]}" packages < <(known_packages docker-compose-v2 docker-compose-plugin docker-compose | head -n 1)
             fi
@@ -234,6 +232,8 @@ docker_install_engine() {
             packages+=(docker-compose)
         fi
         install_packages "${packages[@]}"
+        # Newer systems have the command in a package of its own.
+        [ "$dry_run" = yes ] || has docker || install_packages docker-cli
     fi
     [ "$dry_run" = no ] || return 0
     docker info >/dev/null 2>&1 || systemctl enable --now docker >/dev/null 2>&1 || true
@@ -272,21 +272,27 @@ docker_image() { docker image inspect -f '{{.Id}}' "$1" 2>/dev/null || true; }
 
 docker_build() {
     local memory arguments=()
-    memory=$(awk '/^(MemAvailable|SwapFree):/ { kb += $2 } END { print int(kb / 1024) }' /proc/meminfo)
+    memory=$(($(sed -n 's/^\(MemAvailable\|SwapFree\): *\([0-9]*\) kB/\2/p' /proc/meminfo | paste -sd+) / 1024))
     [ "$memory" -ge 1500 ] || warn "only $memory MB of memory are free; if the build is killed, add swap: fallocate -l 2G /swap && chmod 600 /swap && mkswap /swap && swapon /swap"
     say "building the image; the first time this takes some minutes"
     [ -z "${BUILD_IMAGE:-}" ] || arguments=(--build-arg "BUILD_IMAGE=$BUILD_IMAGE")
     run docker build "${arguments[@]}" -t "$NAME" .
 }
 
-docker_start() { run compose up -d --no-build; }
+docker_start() {
+    run compose up -d --no-build
+    restarts=$(docker_restarts)
+}
+docker_restarts() { docker inspect -f '{{.RestartCount}}' "$CONTAINER" 2>/dev/null || echo 0; }
 docker_stop() { run compose stop; }
 docker_healthy() { docker exec "$CONTAINER" "$NAME" health >/dev/null 2>&1; }
-docker_given_up() { [ "$(docker inspect -f '{{.RestartCount}}' "$CONTAINER" 2>/dev/null || echo 0)" -ge 3 ]; }
+docker_given_up() { [ "$(docker_restarts)" -ge $((restarts + 3)) ]; }
 docker_log() { docker logs --tail 15 "$CONTAINER" 2>&1 | sed 's/^/       /'; }
 docker_control() { docker exec "$CONTAINER" "$NAME" ctl "$@"; }
 
 docker_install() {
+    # What is wrong with it is better told before anything is installed.
+    read_ports .env
     docker_install_engine
     docker_settings
     docker_data
@@ -347,7 +353,7 @@ TEXT
 systemd_require() {
     local version
     has systemctl || die "this system has no systemd" "Run ./deploy.sh without --systemd to use Docker."
-    version=$(systemctl --version | awk 'NR == 1 { print int($2) }')
+    version=$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
     [ "${version:-0}" -ge 247 ] || die "systemd $version is too old for this service, which needs 247 (Debian 11, Ubuntu 22.04, Fedora 34)" \
         "Run ./deploy.sh without --systemd to use Docker."
 }
@@ -399,7 +405,8 @@ systemd_settings() {
         say "keeping $CONFIG/settings.env"
     else
         # The passwords are in files of their own.
-        grep -v -E '^(#? ?)?(ADMIN_PASSWORD|SERVER_PASSWORD|LAST_PORT|DATA_DIR)' .env.example | write_private "$CONFIG/settings.env"
+        sed 's/^\(ADMIN\|SERVER\)_PASSWORD=.*/# (in a file of its own, beside this one)/; /^#\?\(LAST_PORT\|DATA_DIR\)=/d' .env.example |
+            write_private "$CONFIG/settings.env"
     fi
     read_ports "$CONFIG/settings.env"
     data=$STATE
@@ -417,7 +424,7 @@ put() {
 
 systemd_start() { run systemctl restart "$NAME"; }
 systemd_stop() { run systemctl stop "$NAME"; }
-systemd_healthy() { systemd_running && PORT=$port_first BIND='' "$BINARY" health >/dev/null 2>&1; }
+systemd_healthy() { systemd_running && PORT=$port_first BIND=$(setting BIND "$settings") "$BINARY" health >/dev/null 2>&1; }
 systemd_given_up() { systemctl is-failed --quiet "$NAME"; }
 systemd_log() { journalctl -u "$NAME" -n 15 --no-pager 2>/dev/null | sed 's/^/       /'; }
 systemd_control() { "$BINARY" --data-dir "$STATE" ctl "$@"; }

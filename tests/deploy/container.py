@@ -105,6 +105,16 @@ def the_image_is_small_and_holds_nothing_else():
     print(f"   {size / 1e6:.1f} MB")
 
 
+def every_setting_can_be_set():
+    settings = set(re.findall(r"\[env: (\w+)", run("docker", "run", "--rm", IMAGE, "--help")))
+    assert "ADMIN_PASSWORD" in settings, settings
+    passed_on = set(re.findall(r"^      - ([A-Z_]+)$", (PROJECT / "docker-compose.yml").read_text(), re.MULTILINE)) - {"ALL"}
+    # In the container the ports, the addresses and the directory stay; outside the compose file has them.
+    assert passed_on == settings - {"PORT", "BIND", "DATA_DIR"}, passed_on ^ settings
+    shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert shown == settings | {"LAST_PORT"}, shown ^ settings
+
+
 def a_data_directory_of_root_is_told_in_one_line():
     (PROJECT / "data").mkdir(mode=0o755)
     compose("up", "-d", "--no-build")
@@ -226,6 +236,7 @@ def main():
     (PROJECT / ".env").write_text(f"PORT={PORT}\nLAST_PORT={PORT + 3}\nSERVER_PASSWORD=\nADMIN_PASSWORD=\nSAVE_INTERVAL=0\n")
     try:
         story(the_image_is_small_and_holds_nothing_else)
+        story(every_setting_can_be_set)
         story(a_data_directory_of_root_is_told_in_one_line)
         alice, bob = story(two_clients_join_without_a_server_password)
         story(attach_is_the_console_and_leaving_it_leaves_the_server, alice, bob)

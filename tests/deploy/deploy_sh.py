@@ -234,9 +234,10 @@ def stamp_is_there(port, password, stamp, address="127.0.0.1"):
 
 
 def systemd_computer():
+    # Mounts are shared as on a whole computer: that is how systemd hands a service its credentials.
     computer = Computer("--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE", "--security-opt", "seccomp=unconfined", "--security-opt",
                         "apparmor=unconfined", "--security-opt", "systempaths=unconfined", "--tmpfs", "/run", "--tmpfs", "/tmp", "-v",
-                        "/sys/fs/cgroup:/sys/fs/cgroup:rw", "-e", "container=docker", command=("/lib/systemd/systemd",))
+                        "/sys/fs/cgroup:/sys/fs/cgroup:rw", "-e", "container=docker", command=("sh", "-c", "mount --make-rshared / && exec /lib/systemd/systemd"))
     try:
         wait_until("systemd to be up", lambda: computer("systemctl", "is-system-running", expect=None).strip() in
                    ("running", "degraded"), deadline=20)
