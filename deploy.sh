@@ -280,7 +280,7 @@ docker_build() {
 }
 
 docker_start() {
-    run compose up -d --no-build
+    run compose up -d --no-build || return
     restarts=$(docker_restarts)
 }
 docker_restarts() { docker inspect -f '{{.RestartCount}}' "$CONTAINER" 2>/dev/null || echo 0; }
@@ -305,7 +305,7 @@ docker_install() {
     fi
     open_firewall
     step "Start"
-    docker_start
+    docker_start || die "the container could not be started; the reason is above"
 }
 
 # Sets `is_new` to no if this is what runs already. Builds before anything is stopped.
