@@ -619,8 +619,9 @@ update_it() {
     step "Start of the new version"
     "${way}_switch"
     if ! "${way}_start" || ! healthy; then roll_back; fi
+    [ "$dry_run" = no ] || return 0
     say "the new version answers; the data as it was before is in $copy"
-    [ "$dry_run" = yes ] || summary
+    summary
 }
 
 uninstall_it() {

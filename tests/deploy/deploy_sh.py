@@ -49,9 +49,11 @@ class Computer:
         return [line for line in self("cat", "/var/log/calls").splitlines() if line.startswith(name)]
 
     def files(self):
-        """Everything that has changed in it, and in the project's directory."""
-        listing = self("find", PLACE, "-printf", "%p %s %m %u\\n")
-        return sorted(run("docker", "diff", COMPUTER).splitlines()), sorted(listing.splitlines())
+        """Everything that has changed in it, and what is in the project's directory; but for what a server and systemd write by themselves."""
+        listing = self("find", PLACE, "-path", PLACE / "data", "-prune", "-o", "-printf", "%p %s %m %u\\n").splitlines()
+        changes = [line for line in run("docker", "diff", COMPUTER).splitlines()
+                   if not re.match(r". /var/(lib/(systemd|private|blender-multiuser)|log)", line)]
+        return sorted(changes), sorted(listing)
 
     def end(self):
         run("docker", "rm", "-f", "-v", COMPUTER)
@@ -180,6 +182,12 @@ def docker_stories(computer):
     said = computer.deploy(terminal=True)
     assert admin in said and everybody in said and "Ctrl+P Ctrl+Q" in said, said
     assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started and (PLACE / ".env").read_text() == settings
+
+    before = computer.files(), run("docker", "images", "--no-trunc")
+    assert "would run: docker build" in computer.deploy("--dry-run", "--update")
+    assert "would run: compose down" in computer.deploy("--dry-run", "--uninstall")
+    assert (computer.files(), run("docker", "images", "--no-trunc")) == before
+    assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started
 
     alice = host(port, admin, server_password=everybody)
     alice("edit", ref="World", code="d['stamp'] = 7")
@@ -310,6 +318,12 @@ def systemd_stories(computer):
     assert "the old version runs again" in said and "error: broken" in said, said
     assert show("ActiveState") == "active"
     stamp_is_there(5555, everybody, 7, address)
+
+    before = computer.files()
+    assert "would run: systemctl disable" in computer.deploy("--dry-run", "--uninstall")
+    assert "would run: systemctl stop" in computer.deploy("--dry-run", "--systemd", "--update", "--binary", "/root/broken")
+    assert computer.files() == before
+    assert show("ActiveState") == "active"
 
     control("exit")
     wait_until("the service to be stopped", lambda: show("ActiveState") == "inactive")
