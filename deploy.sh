@@ -241,6 +241,7 @@ docker_install_engine() {
 }
 
 docker_settings() {
+    local last
     step "Settings"
     if [ -e .env ]; then
         say "keeping those in $PWD/.env"
@@ -251,12 +252,18 @@ docker_settings() {
         # Whoever has put this directory here may read it, too.
         run chown --reference=. .env
     fi
-    read_ports .env
-    if [ "$(setting LAST_PORT .env)" != "$port_last" ] && [ "$port_first" != 5555 ]; then
+    docker_read
+    last=$(setting LAST_PORT .env)
+    if [ "${last:-5558}" != "$port_last" ]; then
         say "LAST_PORT becomes $port_last, as PORT is $port_first"
         { sed '/^LAST_PORT=/d' .env && printf 'LAST_PORT=%s\n' "$port_last"; } | write_private .env
         run chown --reference=. .env
     fi
+}
+
+# Sets what of the settings this script needs itself.
+docker_read() {
+    read_ports .env
     data=$PWD/data
 }
 
@@ -310,7 +317,7 @@ docker_install() {
 
 # Sets `is_new` to no if this is what runs already. Builds before anything is stopped.
 docker_get_new() {
-    docker_settings
+    docker_read
     old_version=$(docker_image "$NAME")
     run docker tag "$NAME" "$NAME:previous"
     docker_build || die "the new version could not be built; the old one runs on" "$(network_hint)"
@@ -323,7 +330,7 @@ docker_switch_back() {
 }
 
 docker_uninstall() {
-    docker_settings >/dev/null
+    docker_read
     run compose down
     local image
     for image in "$NAME" "$NAME:previous" "$NAME:failed"; do
@@ -408,6 +415,10 @@ systemd_settings() {
         sed 's/^\(ADMIN\|SERVER\)_PASSWORD=.*/# (in a file of its own, beside this one)/; /^#\?\(LAST_PORT\|DATA_DIR\)=/d' .env.example |
             write_private "$CONFIG/settings.env"
     fi
+    systemd_read
+}
+
+systemd_read() {
     read_ports "$CONFIG/settings.env"
     data=$STATE
 }
@@ -458,7 +469,7 @@ systemd_install() {
 systemd_get_new() {
     systemd_require
     systemd_program
-    systemd_settings
+    systemd_read
     if cmp -s "$program" "$BINARY" && cmp -s "$NAME.service" "$UNIT"; then
         is_new=no
         return
@@ -479,7 +490,7 @@ systemd_switch_back() {
 }
 
 systemd_uninstall() {
-    systemd_settings >/dev/null
+    systemd_read
     run systemctl disable --now --quiet "$NAME"
     run rm -f "$UNIT" "$UNIT.previous" "$BINARY" "$BINARY.previous"
     run systemctl daemon-reload
