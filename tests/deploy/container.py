@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The image and docker-compose.yml on a real Docker engine, with real clients. Run by tests/deploy/run.
 
-Usage: container.py DIRECTORY, an empty one for the project; DOCKER_HOST names the engine, IMAGE `blender-multiuser` is built.
+Usage: container.py DIRECTORY, which is made for the project; DOCKER_HOST names the engine, IMAGE `blender-multiuser` is built.
 """
 import json
 import os
@@ -231,6 +231,7 @@ def stopped_means_stopped_and_down_keeps_the_data():
 
 
 def main():
+    PROJECT.mkdir(parents=True)
     shutil.copy(ROOT / "docker-compose.yml", PROJECT)
     (PROJECT / "quick.yml").write_text(QUICK)
     (PROJECT / ".env").write_text(f"PORT={PORT}\nLAST_PORT={PORT + 3}\nSERVER_PASSWORD=\nADMIN_PASSWORD=\nSAVE_INTERVAL=0\n")
