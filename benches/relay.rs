@@ -14,7 +14,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Ports, Proxy, Server, venv};
+use support::venv::{self, Python};
+use support::{Ports, Proxy, Server};
 
 /// What a drag of objects is like, and a sculpted mesh.
 const LOADS: [(&str, usize, usize, &str, usize); 4] = [
@@ -36,10 +37,10 @@ enum Kind {
 }
 
 impl Kind {
-    fn start(self, python: &Path) -> Server {
+    fn start(self, python: &Python) -> Server {
         match self {
             Kind::Ours => Server::start_with(&["--log-level", "info"]).expect("python is here"),
-            Kind::Upstream => Server::start_upstream(python.to_owned(), &[]),
+            Kind::Upstream => Server::start_upstream(python.clone(), &[]),
         }
     }
 }
@@ -121,7 +122,7 @@ struct Relayed {
 
 fn relay(
     kind: Kind,
-    python: &Path,
+    python: &Python,
     receivers: usize,
     messages: usize,
     what: &str,
@@ -147,7 +148,7 @@ fn relay(
 }
 
 /// The median time to join, in seconds, over a line with this delay each way.
-fn join(kind: Kind, python: &Path, one_way: Duration, rounds: usize) -> f64 {
+fn join(kind: Kind, python: &Python, one_way: Duration, rounds: usize) -> f64 {
     let server = kind.start(python);
     let mut host = Load::start(
         python,
