@@ -325,6 +325,9 @@ mod unix {
             .unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(log.any(|line| line.unwrap().contains("end of console input")));
+        // Whoever answers has started, and listens to signals.
+        let asked = binary(dir.path()).args(["ctl", "status"]).output().unwrap();
+        assert!(asked.status.success(), "{asked:?}");
         assert_eq!(child.try_wait().unwrap(), None);
         signal(&child, "TERM");
         assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -37,7 +37,7 @@ impl fmt::Display for Source {
 #[derive(Debug, Clone)]
 struct Given {
     source: Source,
-    /// The value as written; of a credential nothing.
+    /// The value as written; of a password nothing.
     text: String,
 }
 
@@ -58,8 +58,15 @@ impl Sources {
                 }
                 _ => return None,
             };
-            let text = text.to_string_lossy().into_owned();
-            (!text.is_empty()).then(|| (setting.to_owned(), Given { source, text }))
+            if text.is_empty() {
+                return None;
+            }
+            let text = if setting.ends_with("password") {
+                String::new()
+            } else {
+                text.to_string_lossy().into_owned()
+            };
+            Some((setting.to_owned(), Given { source, text }))
         });
         Self(Arc::new(known.collect()))
     }

@@ -434,9 +434,8 @@ impl World {
         });
         let now = self.now;
         for (_, message) in &self.stations[who.0].wires[channel].up {
-            match message {
-                Inbound::Node(node) => drop(self.lost_births.insert(node.id.clone())),
-                _ => {}
+            if let Inbound::Node(node) = message {
+                self.lost_births.insert(node.id.clone());
             }
         }
         let station = &mut self.stations[who.0];

@@ -14,6 +14,9 @@ use super::venv::Python;
 /// so there are two such processes per environment, which take turns.
 const SEEDS: usize = 2;
 
+/// What has been started, by environment, and whose turn it is.
+type Zygotes = HashMap<PathBuf, (usize, Vec<Zygote>)>;
+
 /// Ends with this process: its stdin closes.
 struct Zygote {
     socket: PathBuf,
@@ -31,7 +34,7 @@ pub struct Process {
 impl Process {
     /// Starts a client of this environment.
     pub fn spawn(python: &Python) -> Self {
-        static ZYGOTES: Mutex<Option<HashMap<PathBuf, (usize, Vec<Zygote>)>>> = Mutex::new(None);
+        static ZYGOTES: Mutex<Option<Zygotes>> = Mutex::new(None);
         // Held until all three are connected, so that they belong together.
         let mut zygotes = ZYGOTES.lock().unwrap_or_else(PoisonError::into_inner);
         let (turn, zygotes) = zygotes
