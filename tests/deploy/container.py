@@ -187,13 +187,15 @@ def the_scene_is_there(value):
 
 
 def stop_keeps_everything_and_says_so_with_0(alice):
-    # Nobody waits for this one to be saved.
+    dora = join("Dora", PORT)
+    # What somebody has seen is not lost, though nobody has waited for it to be saved.
     alice("edit", ref="World", code="d['stamp'] = 3")
-    control("users")  # asked after the edit, so answered after it
+    dora.await_value("World", "d['stamp']", 3)
     before = time.monotonic()
     run("docker", "stop", NAME)
     print(f"   {time.monotonic() - before:.1f} s")
     assert inspect("{{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Running}}") == "0 false false"
+    dora.end()
     run("docker", "start", NAME)
     await_health("healthy")
     the_scene_is_there(3)

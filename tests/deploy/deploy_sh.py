@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 
-from clients import Client, host, join
+from clients import host, join
 from common import ROOT, free_ports, inspect, run, story, wait_until
 
 PLACE = pathlib.Path(sys.argv[1]).resolve()
