@@ -358,7 +358,7 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
     );
     assert_eq!(
         row("server-password"),
-        ["(hidden)", "--server-password-file"]
+        ["(hidden)", "environment", "SERVER_PASSWORD_FILE"]
     );
     assert!(
         !text.contains("tops3cret") && !text.contains("adm1n"),

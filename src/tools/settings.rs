@@ -44,7 +44,12 @@ pub fn run(config: &Config) -> Result<ExitCode> {
         {
             exposed.push((flag.clone(), name));
         }
-        let _ = writeln!(text, "{name:<22} {value:<28} {source}");
+        let from = match source {
+            Source::Flag(_) => "flag ",
+            Source::Environment(_) => "environment ",
+            Source::Credential(_) | Source::Default => "",
+        };
+        let _ = writeln!(text, "{name:<22} {value:<28} {from}{source}");
     }
     for warning in warnings(config, &exposed) {
         let _ = writeln!(text, "warning: {warning}");
