@@ -224,8 +224,9 @@ impl BlobWriter<'_> {
 }
 
 /// Everything below `prefix`, put together; what is missing or damaged is an error.
-pub(super) fn gather(db: &sled::Db, prefix: &[u8]) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
+/// `length`: of all of it, if it is known; a buffer that grows keeps twice as much for good.
+pub(super) fn gather(db: &sled::Db, prefix: &[u8], length: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(length);
     for (expected, entry) in (0_u32..).zip(db.scan_prefix(prefix)) {
         let (key, value) = entry.map_err(|error| error.to_string())?;
         let whole = key.strip_prefix(prefix) == Some(&expected.to_be_bytes());
@@ -240,7 +241,9 @@ pub(super) fn gather(db: &sled::Db, prefix: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 pub(super) fn read_blob(db: &sled::Db, blob: &Blob) -> Result<Bytes, String> {
-    let bytes = gather(db, &key(CHUNKS, blob.generation, &[blob.item]))?;
+    // A manifest that verifies tells the truth.
+    let length = usize::try_from(blob.length).map_err(|error| error.to_string())?;
+    let bytes = gather(db, &key(CHUNKS, blob.generation, &[blob.item]), length)?;
     if bytes.len() as u64 != blob.length || crc32fast::hash(&bytes) != blob.crc {
         return Err("a node is damaged".into());
     }
@@ -301,7 +304,7 @@ pub(super) fn load_generation(
     db: &sled::Db,
     generation: u64,
 ) -> Result<(Stored, State, Position), String> {
-    let bytes = gather(db, &key(MANIFESTS, generation, &[]))?;
+    let bytes = gather(db, &key(MANIFESTS, generation, &[]), 0)?;
     let manifest: Manifest = match bytes.split_first_chunk::<32>() {
         Some((sum, body)) if Sha256::digest(body)[..] == sum[..] => {
             rmp_serde::from_slice(body).map_err(|error| error.to_string())?
