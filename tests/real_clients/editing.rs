@@ -17,6 +17,11 @@ fn edits_reach_the_others_both_ways() {
     };
     let alice = server.host("Alice", &["Cube", "Cone"]);
     let bob = server.join("Bob");
+    // Which deepdiff somebody has shows in his first edit. Until then he gets whole nodes where deltas may not suit him.
+    for (author, reader) in [(&alice, &bob), (&bob, &alice)] {
+        author.edit("World", &format!("d['author'] = '{}'", author.name));
+        reader.await_value("World", "d.get('author')", author.name.as_str());
+    }
 
     alice.edit("Object:Cube", "d['location'][0] = 2.0"); // a delta
     bob.edit(
@@ -31,17 +36,11 @@ fn edits_reach_the_others_both_ways() {
     alice.await_value("Image", "d['pixels'] == bytes(64)", true);
     bob.await_value("Material", "d['color'][0]", 1.0);
     if needs(&[Need::Deltas]) {
-        for (author, reader) in [(&alice, &bob), (&bob, &alice)] {
-            // The first edit of a node by who has made it is a whole one in some versions.
-            let sent = author.messages();
-            let sent = sent
-                .iter()
-                .filter(|message| message["dir"] == "out" && message["type"] == "Commit")
-                .count();
-            let came = reader.count_received(&[("type", "Commit")]);
-            assert_eq!(came, sent, "a delta of {} came as a delta", author.name);
+        for (reader, node) in [(&alice, "Object:Cone"), (&bob, "Object:Cube")] {
+            let node = reader.uuid(node);
+            let deltas = reader.count_received(&[("type", "Commit"), ("uuid", &node)]);
+            assert_eq!(deltas, 1, "for {} a delta came as a delta", reader.name);
         }
-        assert_eq!(alice.count_received(&[("type", "Commit")]), 1);
     }
     server.assert_settled(&[&alice, &bob]);
 }
