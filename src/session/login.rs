@@ -390,8 +390,7 @@ impl Session {
 
     /// A connection that has not logged in says something else than Auth: perhaps its session ended without its knowledge.
     pub(super) fn stranger_spoke(&mut self, now: Time, id: ClientId, channel: Channel) {
-        let session = self.version.as_deref().and_then(Dialect::of);
-        let mixed = !self.settings.versions.is_empty();
+        let likely = self.likely_dealer();
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -403,19 +402,27 @@ impl Session {
             info!(peer = %link.address, "a command came from somebody not logged in");
         }
         client.astray = true;
-        match session {
-            // Perhaps from before a restart; then its version is the session's.
-            Some(dialect) if dialect.is_like(client.dialect) && !mixed => {
-                client.speak(&mut self.effects, dialect)
-            }
-            // Which version it is has not been said. 0.9.11 raises on a text, others show whatever comes.
-            _ if client.dialect == Dialect::Dealer => {
-                client.speak(&mut self.effects, Dialect::NewDealer)
-            }
-            _ => {}
+        // Which version it is has not been said.
+        if client.dialect == Dialect::Dealer {
+            client.speak(&mut self.effects, likely);
         }
         let reason = "not logged in, please connect again".into();
         self.tell(now, id, Outbound::Disconnect { reason });
+    }
+
+    /// The dialect of a ZeroMQ client from before a restart: that of the session. Where that is not known 0.9.11 counts, which raises
+    /// on what the others say, while they show whatever comes.
+    fn likely_dealer(&self) -> Dialect {
+        let served = self.settings.versions.iter().map(String::as_str);
+        let dialects: Vec<Dialect> = served
+            .chain(self.version.as_deref())
+            .filter_map(Dialect::of)
+            .filter(|dialect| dialect.is_like(Dialect::Dealer))
+            .collect();
+        match dialects.first() {
+            Some(first) if !dialects.contains(&Dialect::NewDealer) => *first,
+            _ => Dialect::NewDealer,
+        }
     }
 
     /// A message that cannot be accepted. Whoever sends pickles that clients never send is not given a second chance.
