@@ -508,7 +508,7 @@ systemd_passwords() {
 
 systemd_hints() {
     cat <<TEXT
-  Console          sudo $NAME --data-dir $STATE ctl users     (and other commands: ctl help)
+  Console          sudo $NAME ctl users     (and other commands: ctl help)
   Log              journalctl -u $NAME -f
   Stop             sudo systemctl stop $NAME
 TEXT

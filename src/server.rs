@@ -116,7 +116,6 @@ async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)> {
         ..store::Settings::default()
     };
     let data_dir = config.data_dir.clone();
-    info!(data_dir = %data_dir.display(), "reading what is kept, which takes seconds where it is gigabytes");
     let began = Instant::now();
     let (store, recovered) =
         tokio::task::spawn_blocking(move || store::open(&data_dir, settings)).await??;

@@ -18,6 +18,7 @@ use super::command::{self, Input};
 use super::operator::Operator;
 use super::render::render;
 use super::{AdminCommand, AdminReply};
+use crate::config::{Config, Source};
 use crate::logging::Logs;
 use crate::platform::local::{AsyncStream, Listener};
 
@@ -26,6 +27,9 @@ const CONNECTIONS: usize = 8;
 
 /// Bytes of a line, its end included.
 pub const LINE_LIMIT: usize = 8 * 1024;
+
+/// Where the unit `blender-multiuser.service` keeps its data.
+const SERVICE: &str = "/var/lib/blender-multiuser";
 
 /// How long the first question may take.
 const IDLE: Duration = Duration::from_secs(10);
@@ -42,6 +46,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The socket of the server that uses this data directory.
 pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("control.sock")
+}
+
+/// The socket that `ctl` is to use: where nobody has said which data directory, and there is none in the usual one, that of the
+/// service.
+pub fn path_for(config: &Config) -> PathBuf {
+    let usual = path(&config.data_dir);
+    let service = path(Path::new(SERVICE));
+    if *config.source("data_dir") == Source::Default && !usual.exists() && service.exists() {
+        return service;
+    }
+    usual
 }
 
 /// Opens the control socket, and takes commands until the runtime ends. The data directory must be this server's. Without the socket

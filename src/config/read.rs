@@ -1,6 +1,7 @@
 //! From a command line and an environment to the settings of one run.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -76,11 +77,15 @@ impl Config {
                     let Some(file) = credentials.map(|directory| directory.join(setting)) else {
                         continue;
                     };
-                    // As everywhere, empty is as good as not there.
-                    if file.metadata().is_ok_and(|about| about.len() > 0) {
-                        *password = Some(password::from_file(&file)?);
-                        self.sources.set_credential(setting, file);
+                    match file.metadata() {
+                        // As everywhere, empty is as good as not there.
+                        Ok(about) if about.len() == 0 => continue,
+                        Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                        // What is there and cannot be read must not leave the server open.
+                        _ => {}
                     }
+                    *password = Some(password::from_file(&file)?);
+                    self.sources.set_credential(setting, file);
                 }
             }
         }

@@ -183,6 +183,11 @@ fn credentials_stand_in_for_passwords_that_nobody_gives() {
     assert!(config.server_password.is_none());
     let config = read(&["-pwd", "mine"]);
     assert_eq!(config.admin_password.unwrap().reveal(), "mine");
+    // One that is there and cannot be read, like this directory, does not leave the server open.
+    std::fs::remove_file(dir.path().join("server_password")).unwrap();
+    std::fs::create_dir(dir.path().join("server_password")).unwrap();
+    let config = Cli::read(["x"]).unwrap().config;
+    assert!(config.with_passwords_of(Some(dir.path())).is_err());
 }
 
 #[test]

@@ -11,6 +11,9 @@ use super::{ClientId, Effect, Retired, Scene, Session, Time};
 /// How many identities are remembered that must not come back.
 const RETIRED: usize = 4096;
 
+/// A client whose session has ended is told so again where its line broke before it read that.
+const REMINDERS: u8 = 5;
+
 impl Session {
     /// KICK from a client.
     pub(super) fn kick_request(&mut self, now: Time, id: ClientId, user: &str) {
@@ -56,6 +59,7 @@ impl Session {
             identity: client.identity.clone(),
             reason: reason.to_owned(),
             dialect: client.dialect,
+            reminders: REMINDERS,
         });
         let Some(user) = client.user else {
             return;

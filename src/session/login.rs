@@ -67,9 +67,22 @@ impl Session {
     pub(super) fn opened(&mut self, now: Time, conn: ConnId, peer: Peer) {
         let retired = self
             .retired
-            .iter()
-            .find(|retired| retired.identity == peer.identity)
-            .map(|retired| (retired.dialect, retired.reason.clone()));
+            .iter_mut()
+            .find(|retired| retired.identity == peer.identity);
+        let retired = match retired {
+            // Two sockets of one identity would take turns for ever.
+            Some(retired) if retired.reminders == 0 => {
+                let refuse = Some("session ended".into());
+                return self.effects.push_back(Effect::Close(conn, refuse));
+            }
+            Some(retired) => {
+                if peer.channel == Channel::Command {
+                    retired.reminders -= 1;
+                }
+                Some((retired.dialect, retired.reason.clone()))
+            }
+            None => None,
+        };
         if peer.channel == Channel::Publish {
             self.publishers.insert(conn, (peer.address.ip(), now));
             return self.repair_publishers(now, peer.address.ip());

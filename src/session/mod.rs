@@ -182,6 +182,8 @@ struct Retired {
     /// Why its session ended, and how to tell it.
     reason: String,
     dialect: Dialect,
+    /// How often it will still be told.
+    reminders: u8,
 }
 
 /// Names one client for the life of the process; a client that logs in again is another one.

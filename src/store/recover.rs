@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use tracing::info;
+
 use crate::platform;
 use crate::wire::message::UserName;
 
@@ -51,6 +53,7 @@ pub fn open_on(
     disk.sync_dir(&layout.root)
         .map_err(layout.error(&layout.root))?;
     let lock = lock(&layout)?;
+    info!(data_dir = %data.display(), "reading what is kept, which takes seconds where it is gigabytes");
     let mut recovery = Recovery {
         disk: &disk,
         layout: &layout,

@@ -39,7 +39,7 @@ const PROMPT: &str = "multiuser (ctl)> ";
 const LOG_LINES: usize = 256;
 
 pub fn run(config: &Config, words: &[String]) -> Result<ExitCode> {
-    let path = control::path(&config.data_dir);
+    let path = control::path_for(config);
     let stream = local::connect(&path).map_err(|error| anyhow!(control::trouble(&path, &error)))?;
     stream.set_write_timeout(Some(HELLO))?;
     let (answer, answers) = channel();

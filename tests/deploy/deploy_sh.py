@@ -293,7 +293,7 @@ def systemd_stories(computer):
     bob = join("Bob", 5555, server_password=everybody, address=address)
     alice("edit", ref="World", code="d['stamp'] = 7")
     bob.await_value("World", "d['stamp']", 7)
-    control = lambda *words, **options: computer("blender-multiuser", "--data-dir", STATE, "ctl", *words, **options)
+    control = lambda *words, **options: computer("blender-multiuser", "ctl", *words, **options)
     users = control("users")
     assert "Alice" in users and "Bob" in users, users
     control("users", user="1000", expect=1)
