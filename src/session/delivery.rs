@@ -14,8 +14,9 @@ use tracing::warn;
 
 use crate::wire::message::{COMMON, Commit, Node, NodeId, Outbound, Outgoing, UserName};
 
-use super::client::{Client, Footprint, User, Way};
+use super::client::{Client, User, Way};
 use super::graph::{Graph, Source};
+use super::link::{Footprint, Link};
 use super::{ClientId, Effect, Session, Time};
 
 /// With more bytes than this waiting on one channel, further changes become debts until half of it has gone out.
@@ -278,9 +279,8 @@ impl Session {
         {
             return;
         }
-        let half_full = |link: &Option<super::client::Link>| {
-            link.as_ref().is_none_or(|l| l.outstanding > SOFT_LIMIT / 2)
-        };
+        let half_full =
+            |link: &Option<Link>| link.as_ref().is_none_or(|l| l.outstanding > SOFT_LIMIT / 2);
         if half_full(&client.data) || half_full(&client.command) {
             return;
         }

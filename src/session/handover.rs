@@ -10,8 +10,9 @@ use crate::admin::AdminReply;
 use crate::store::{HandOver, HandedOver};
 use crate::wire::message::{NodeId, Outbound};
 
-use super::client::{Client, Link, Trace, User};
+use super::client::{Client, User};
 use super::graph::Graph;
+use super::link::{Link, Trace};
 use super::{ClientId, Session, Time};
 
 /// What is said to those who cannot wait, be it because their dialect never comes back or because they were not in yet.

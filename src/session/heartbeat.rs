@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::wire::message::{Outbound, Outgoing};
 
-use super::client::Trace;
+use super::link::Trace;
 use super::{ClientId, Session, Time};
 
 /// Time between two pings.

@@ -8,8 +8,9 @@ use tracing::{debug, info};
 use crate::wire::message::{MESSAGE_OVERHEAD, Node, NodeId, Outbound, Outgoing};
 use crate::wire::{Channel, dialect};
 
-use super::client::{State, Trace};
+use super::client::State;
 use super::delivery::SOFT_LIMIT;
+use super::link::Trace;
 use super::{ClientId, Scene, Session, Time};
 
 /// Bytes of nodes sent ahead of the client's confirmations: enough to keep a fast line of 300 ms busy.

@@ -9,7 +9,8 @@ use crate::net::{ConnId, Peer, network};
 use crate::wire::message::{COMMON, Login, Outbound, UserName};
 use crate::wire::{Channel, Dialect, WireError};
 
-use super::client::{Client, HeldLogin, Link, User};
+use super::client::{Client, HeldLogin, User};
+use super::link::Link;
 use super::{ClientId, Effect, Scene, Session, Time};
 
 /// How long a login waits for the client's data connection. The client itself gives up after 5 s by default.

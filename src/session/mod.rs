@@ -7,6 +7,7 @@
 //! | file | what it decides |
 //! | --- | --- |
 //! | `client` | what is known of one client: its connections, its state, what may be unread at its end |
+//! | `link` | one connection, and what may be lost on it |
 //! | `graph` | the nodes, their data, dependencies and owners |
 //! | `login`, `leave` | who may enter, under which name, and how a session ends |
 //! | `handover` | a restart, which only those hear of who cannot wait for it |
@@ -19,7 +20,8 @@
 //! | `edit` | nodes and commits: acceptance, folding, crossing edits and their healing |
 //! | `delete`, `rights` | deletes and locks |
 //! | `delivery` | what is sent at once, what is owed until later, in which order |
-//! | `presence` | client states, metadata, chat, tasks |
+//! | `presence` | client states and metadata |
+//! | `noticeboard` | chat and tasks |
 //! | `heartbeat` | pings, and what silence means |
 
 mod client;
@@ -32,7 +34,9 @@ mod heartbeat;
 mod init;
 mod join;
 mod leave;
+mod link;
 mod login;
+mod noticeboard;
 mod persist;
 mod presence;
 mod publisher;
@@ -63,7 +67,7 @@ pub use delivery::SOFT_LIMIT;
 use client::Client;
 use graph::Graph;
 use init::Initialising;
-use presence::Noticeboard;
+use noticeboard::Noticeboard;
 
 /// Time as the session knows it: given with every event, never read from a clock.
 pub type Time = Instant;
@@ -363,7 +367,7 @@ impl Session {
         }
     }
 
-    fn link_mut(&mut self, id: ClientId, channel: Channel) -> Option<&mut client::Link> {
+    fn link_mut(&mut self, id: ClientId, channel: Channel) -> Option<&mut link::Link> {
         self.clients.get_mut(&id)?.link_mut(channel)
     }
 

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use crate::net::ConnId;
 use crate::wire::Channel;
 
-use super::client::Link;
+use super::link::Link;
 use super::{ClientId, Effect, Event, Session, Time};
 
 /// How long a publisher may be there without any client of its address being logged in.

@@ -5,9 +5,10 @@ use tracing::info;
 use crate::wire::Channel;
 use crate::wire::message::{NodeId, Outbound};
 
-use super::client::{State, Trace};
+use super::client::State;
 use super::graph::Source;
 use super::heartbeat::PING;
+use super::link::Trace;
 use super::{ClientId, Session, Time};
 
 /// A scene of so many bytes is sent again as a whole where something of it may be missing at a client.

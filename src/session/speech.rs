@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::wire::message::{NodeId, Outbound, Outgoing};
 use crate::wire::{Channel, Dialect};
 
-use super::client::{Client, Link, Trace};
+use super::client::Client;
+use super::link::{Link, Trace};
 use super::{Effect, Time};
 
 impl Client {
