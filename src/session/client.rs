@@ -24,11 +24,11 @@ const RECEIVE_QUEUE: usize = 1_000;
 /// Unread messages remembered for a peer that does not tell what has arrived, and edits of a client.
 const MEMORY: usize = 4_000;
 
-/// Messages that a client sends in one turn of its main loop arrive within this time. Usually it turns 20 to 200 times a
+/// Commands that a client sends in one turn of its main loop arrive within this time. Usually it turns 20 to 200 times a
 /// second (docs/protocol.md, 3.5); too few turns counted cost nothing but commands about nothing.
 const TURN: Duration = Duration::from_millis(200);
 
-/// A message may have been under way for so long, so it proves nothing about what has arrived since.
+/// A command may have been under way for so long, besides a round trip, so it proves nothing about what has arrived since.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// A data message that the client may not have handled yet.
@@ -264,7 +264,7 @@ impl Client {
         }
     }
 
-    /// The client has said something that its main loop must have done.
+    /// The client has sent a command, which its main loop must have done.
     pub fn turned(&mut self, now: Time) {
         if let Some(user) = self.user.as_mut() {
             user.turned(now);
@@ -383,15 +383,16 @@ impl User {
             .partition_point(|unread| unread.covered.is_some())
     }
 
-    /// A message from the client's main loop proves that it has turned, and handled one of the messages that were there.
+    /// A command from the client's main loop proves that it has turned, and handled one of the messages that were there.
     fn turned(&mut self, now: Time) {
         // Closer together they may come from one turn.
         if now.saturating_duration_since(self.last_turn) < TURN {
             return;
         }
         self.last_turn = now;
+        let under_way = UNDER_WAY + self.heartbeat.round_trip().unwrap_or_default();
         let arrived = self.unread.front().and_then(|unread| unread.arrived);
-        if arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) >= UNDER_WAY) {
+        if arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) >= under_way) {
             self.unread.pop_front();
         }
     }
