@@ -1,6 +1,6 @@
 //! What is known of one client: its connections, its state, and what may still be unread at its end.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +155,8 @@ pub struct User {
     /// The answer to its Auth may have been lost, so it may not know that it is in.
     pub may_not_know: bool,
     pub debts: Debts,
+    /// Nodes that a restored scene has brought back, and those that name them, to be sent again once it has read of their Deletes.
+    pub restored: BTreeSet<NodeId>,
     pub presence: Presence,
     pub heartbeat: super::heartbeat::Heartbeat,
     /// Which deepdiff it has, as far as its commits have told.
@@ -321,6 +323,7 @@ impl User {
             lost_publisher: false,
             may_not_know: false,
             debts: Debts::default(),
+            restored: BTreeSet::new(),
             presence: Presence::default(),
             heartbeat: super::heartbeat::Heartbeat::new(now),
             flavour: None,
