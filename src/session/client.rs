@@ -1,6 +1,6 @@
 //! What is known of one client: its connections, its state, and what may still be unread at its end.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +24,11 @@ const RECEIVE_QUEUE: usize = 1_000;
 /// Unread messages remembered for a peer that does not tell what has arrived, and edits of a client.
 const MEMORY: usize = 4_000;
 
-/// Messages that a client sends in one turn of its main loop arrive within this time. Usually it turns 20 to 200 times a
+/// Commands that a client sends in one turn of its main loop arrive within this time. Usually it turns 20 to 200 times a
 /// second (docs/protocol.md, 3.5); too few turns counted cost nothing but commands about nothing.
 const TURN: Duration = Duration::from_millis(200);
 
-/// A message may have been under way for so long, so it proves nothing about what has arrived since.
+/// A command may have been under way for so long, besides a round trip, so it proves nothing about what has arrived since.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// A data message that the client may not have handled yet.
@@ -155,6 +155,8 @@ pub struct User {
     /// The answer to its Auth may have been lost, so it may not know that it is in.
     pub may_not_know: bool,
     pub debts: Debts,
+    /// Nodes that a restored scene has brought back, and those that name them, to be sent again once it has read of their Deletes.
+    pub restored: BTreeSet<NodeId>,
     pub presence: Presence,
     pub heartbeat: super::heartbeat::Heartbeat,
     /// Which deepdiff it has, as far as its commits have told.
@@ -264,7 +266,7 @@ impl Client {
         }
     }
 
-    /// The client has said something that its main loop must have done.
+    /// The client has sent a command, which its main loop must have done.
     pub fn turned(&mut self, now: Time) {
         if let Some(user) = self.user.as_mut() {
             user.turned(now);
@@ -321,6 +323,7 @@ impl User {
             lost_publisher: false,
             may_not_know: false,
             debts: Debts::default(),
+            restored: BTreeSet::new(),
             presence: Presence::default(),
             heartbeat: super::heartbeat::Heartbeat::new(now),
             flavour: None,
@@ -383,15 +386,16 @@ impl User {
             .partition_point(|unread| unread.covered.is_some())
     }
 
-    /// A message from the client's main loop proves that it has turned, and handled one of the messages that were there.
+    /// A command from the client's main loop proves that it has turned, and handled one of the messages that were there.
     fn turned(&mut self, now: Time) {
         // Closer together they may come from one turn.
         if now.saturating_duration_since(self.last_turn) < TURN {
             return;
         }
         self.last_turn = now;
+        let under_way = UNDER_WAY + self.heartbeat.round_trip().unwrap_or_default();
         let arrived = self.unread.front().and_then(|unread| unread.arrived);
-        if arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) >= UNDER_WAY) {
+        if arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) >= under_way) {
             self.unread.pop_front();
         }
     }

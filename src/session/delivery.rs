@@ -431,6 +431,8 @@ impl Paying<'_> {
             dependencies: node.dependencies.clone(),
         });
         let message = Outgoing::new(Outbound::Node(node));
+        // Whoever acts first may have removed it.
+        let new = new || client.dialect.acts_first();
         client.update(self.now, self.effects, new, &message, &footprint);
         self.deliveries += 1;
         for commit in unfolded {

@@ -17,9 +17,8 @@ use super::{ClientId, Scene, Session, Time};
 const WINDOW: usize = 4 * 1024 * 1024;
 
 /// A client whose connection broke at the end of its join, all nodes sent, tells within this time after it is back
-/// whether it has finished. If all has arrived there is no hurry: it will finish by itself, unless its DONE was lost.
-const UNDECIDED: Duration = Duration::from_secs(2);
-const UNDECIDED_AND_ARRIVED: Duration = Duration::from_secs(10);
+/// whether it has finished, unless it stands still: it loads what it got.
+const UNDECIDED: Duration = Duration::from_secs(10);
 
 /// A client on its way into the session.
 #[derive(Debug)]
@@ -297,25 +296,13 @@ impl Session {
             return;
         };
         match &user.state {
-            // By then it has given up, if it has not had the answer to its Auth.
-            State::Joining(join)
-                if user.may_not_know
-                    && join.undecided.is_some_and(|(since, _)| {
-                        now.saturating_duration_since(since) > UNDECIDED_AND_ARRIVED
-                    }) =>
-            {
-                self.start_join(now, id);
-            }
             State::Joining(join) => match join.undecided {
-                Some((since, true))
-                    if now.saturating_duration_since(since) > UNDECIDED_AND_ARRIVED =>
-                {
-                    self.join_done(now, id);
-                }
-                Some((since, false)) if now.saturating_duration_since(since) > UNDECIDED => {
-                    self.start_join(now, id);
-                }
-                _ => {}
+                Some((since, _)) if now.saturating_duration_since(since) <= UNDECIDED => {}
+                // If all has arrived it has finished by itself, and only its DONE was lost.
+                Some((_, true)) if !user.may_not_know => self.join_done(now, id),
+                // If it has not had the answer to its Auth it has given up by now.
+                Some(_) => self.start_join(now, id),
+                None => {}
             },
             State::Lobby if user.awaits_first_node && !empty => self.start_join(now, id),
             _ => {}

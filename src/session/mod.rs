@@ -342,7 +342,10 @@ impl Session {
         if client.user.is_none() {
             return self.stranger_spoke(now, id, channel);
         }
-        client.turned(now);
+        // An edit may be large, and then it has been under way for nobody knows how long.
+        if channel == Channel::Command {
+            client.turned(now);
+        }
         if !matches!(message, Inbound::InitStart(_)) {
             self.knows_it_is_in(now, id);
         }

@@ -1,6 +1,6 @@
 //! What outlives the server: every change as a record for the journal, the whole as a state, and a session made from one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tracing::info;
@@ -76,6 +76,13 @@ impl Session {
             .iter()
             .map(|(node, _)| node.id.clone())
             .collect();
+        let deleted: HashSet<&NodeId> = self.deleted.iter().collect();
+        let mut back: BTreeSet<NodeId> = new
+            .iter()
+            .filter(|id| !self.graph.contains(id))
+            .filter(|id| self.graph.is_buried(id) || deleted.contains(id))
+            .cloned()
+            .collect();
         let gone: Vec<NodeId> = self
             .graph
             .ids()
@@ -91,6 +98,9 @@ impl Session {
         for (node, commits) in scene.nodes {
             self.graph.restore(now, node, commits);
         }
+        // The Delete takes it from the dependencies of others, too.
+        let parents: Vec<NodeId> = back.iter().flat_map(|id| self.graph.parents(id)).collect();
+        back.extend(parents);
         let users = self.users();
         let here: Vec<UserName> = users.iter().filter_map(|id| self.name_of(*id)).collect();
         self.graph.release_except(now, &here);
@@ -107,6 +117,7 @@ impl Session {
                         user.debts.content(node);
                         user.debts.owner(node);
                     }
+                    user.restored.extend(back.iter().cloned());
                 }
                 // It shows when it knows that it is in.
                 State::Lobby if user.may_not_know => {}

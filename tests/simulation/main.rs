@@ -1,6 +1,6 @@
 //! Simulated clients on the session: random studios and stories.
 //!
-//! `SEEDS=20000 cargo test --release --test simulation` runs more of the random ones, `SEED=17` one of them with a trace.
+//! `SEEDS=20000 cargo test --release --test simulation` runs more of the random ones, `FROM=2000` others, `SEED=17` one of them with a trace.
 #![allow(clippy::unwrap_used)]
 
 mod client;
@@ -21,6 +21,7 @@ mod stories_hostile;
 mod stories_login;
 mod stories_presence;
 mod stories_restart;
+mod stories_restore;
 mod stories_rights;
 mod user;
 mod world;
@@ -44,7 +45,8 @@ fn play_all(count: u64, run: fn(u64, bool) -> Vec<String>) {
     }
     let seeds: u64 = number("SEEDS").unwrap_or(count);
     let mut failed = Vec::new();
-    for seed in 0..seeds {
+    let from: u64 = number("FROM").unwrap_or(0);
+    for seed in from..from.saturating_add(seeds) {
         let result = std::panic::catch_unwind(|| run(seed, false));
         let faults = result.unwrap_or_else(|_| vec!["panicked".into()]);
         if !faults.is_empty() {

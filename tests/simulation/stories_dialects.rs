@@ -127,3 +127,22 @@ fn a_delete_that_is_lost_after_it_was_carried_out_is_made_good() {
     assert!(world[bob].graph.contains_key(&id("cube")));
     world.assert_converged();
 }
+
+#[test]
+fn a_lock_does_not_overtake_the_node_that_undoes_a_delete() {
+    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
+    world.does(alice, |alice| alice.create("mesh", "Mesh", &[]));
+    world.run(1_000);
+    world.pause(bob, 2_000);
+    for x in 0..30 {
+        world.does(alice, |alice| alice.append(&id("world"), x));
+        world.run(20);
+    }
+    // It is too young to be deleted by anybody but alice, and bob has carried that out already.
+    world.does(bob, |bob| bob.delete(&id("mesh")));
+    world.run(200);
+    world.does(alice, |alice| alice.lock(&[id("mesh")]));
+    world.run(6_000);
+    assert_eq!(&*world[bob].graph[&id("mesh")].owner, "alice");
+    world.assert_converged();
+}

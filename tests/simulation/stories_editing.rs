@@ -1,5 +1,7 @@
 //! Stories of editing and deleting (docs/protocol.md, 3.5, 3.6, 3.11 and section 9).
 
+use std::time::Duration;
+
 use blender_multiuser::wire::message::{Inbound, NodeId, Outbound};
 use blender_multiuser::wire::pickle::Value;
 
@@ -451,5 +453,31 @@ fn a_node_does_not_overtake_its_dependency_that_waits_for_room() {
     world.does(alice, |alice| alice.create("object", "Object", &[mesh]));
     world.run(10_000);
     assert!(world[bob].graph.contains_key(&id("object")));
+    world.assert_converged();
+}
+
+#[test]
+fn edits_that_were_long_under_way_prove_no_turns_of_a_rendering_client() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for x in 0..15 {
+        world[bob].append(&id("world"), x);
+    }
+    let edits = std::mem::take(&mut world[bob].out);
+    world.pause(bob, 20_000);
+    for n in 0..10 {
+        let name = format!("mesh{n}");
+        world.does(alice, |alice| alice.create(&name, "Mesh", &[]));
+    }
+    world.run(2_000);
+    // A slow line up: what he sent before he began to render arrives one after the other.
+    let now = world.now;
+    for (n, (_, edit)) in (1..).zip(edits) {
+        let at = now + Duration::from_millis(300) * n;
+        world.stations[bob.0].wires[DATA].up.push_back((at, edit));
+    }
+    world.run(6_000);
+    world.does(alice, |alice| alice.delete(&id("mesh9")));
+    world.run(30_000);
+    assert!(!world[bob].graph.contains_key(&id("mesh9")));
     world.assert_converged();
 }

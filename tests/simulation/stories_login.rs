@@ -586,6 +586,28 @@ fn a_join_whose_connection_breaks_finishes() {
 }
 
 #[test]
+fn who_stands_still_when_its_join_breaks_is_not_sent_another_scene() {
+    for after in (5..120).step_by(5) {
+        for pause in [1_000, 4_000, 8_000] {
+            let (mut world, [_alice]) = studio(["alice"]);
+            let bob = world.user("bob");
+            world.until("joining", |w| w[bob].state == State::Syncing);
+            world.run(after);
+            // Everything is in his queue, and nobody is told so.
+            world.cut(bob, COMMAND, 50, 500);
+            world.pause(bob, pause);
+            world.run(25_000);
+            assert!(
+                world[bob].is_active(),
+                "cut after {after} ms, still for {pause} ms: {:?}",
+                world[bob].ended
+            );
+            world.assert_converged();
+        }
+    }
+}
+
+#[test]
 fn wrong_passwords_are_slowed_down() {
     let mut world = guarded();
     for _ in 0..8 {
