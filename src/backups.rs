@@ -153,8 +153,15 @@ pub fn health(status: &StoreStatus) -> Vec<String> {
         }
     }
     if status.lost > 0 {
+        let unsaved = status.wants_save.is_some()
+            || status.saving
+            || matches!(status.journal, Health::Failing { .. });
+        let held = match unsaved {
+            true => "the next backup holds them",
+            false => "the backups made since hold them",
+        };
         lines.push(format!(
-            "{} changes are not in the journal; the next backup holds them",
+            "{} changes since the start are not in the journal; {held}",
             status.lost
         ));
     }
@@ -199,4 +206,22 @@ fn local(time: SystemTime) -> String {
                 .to_string()
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_to_the_journal_is_said_to_be_saved_only_when_it_is() {
+        let said = |status: &StoreStatus| health(status).concat();
+        let mut status = StoreStatus {
+            lost: 3,
+            saving: true,
+            ..StoreStatus::default()
+        };
+        assert!(said(&status).contains("the next backup"));
+        status.saving = false;
+        assert!(said(&status).contains("the backups made since"));
+    }
 }

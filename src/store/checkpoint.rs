@@ -166,7 +166,6 @@ impl Checkpoint {
     /// Moves the database out of the way; only the latest such one is kept, since the journal and the backups hold the same.
     fn set_aside(&mut self) -> Option<String> {
         self.close();
-        self.content = Content::default();
         let aside = beside(&self.directory, "damaged");
         let _ = fs::remove_dir_all(&aside);
         Some(match fs::rename(&self.directory, &aside) {
@@ -180,7 +179,9 @@ impl Checkpoint {
         let _ = fs::rename(beside(&self.directory, "damaged"), &self.directory);
     }
 
+    /// What is opened next may be another one, so what this one holds is forgotten.
     fn close(&mut self) {
+        self.content = Content::default();
         if let Some(db) = self.db.take() {
             // Dropping it writes, so it may well panic.
             let _ = guarded(move || {
@@ -210,6 +211,7 @@ impl Checkpoint {
         let _ = fs::remove_dir_all(&new);
         let (mut fresh, _, _) = Checkpoint::open(&new);
         let saved = fresh.try_save(state, position);
+        let content = std::mem::take(&mut fresh.content);
         fresh.close();
         if saved.is_err() {
             let _ = fs::remove_dir_all(&new);
@@ -224,8 +226,8 @@ impl Checkpoint {
             fs::remove_dir_all(&old)
         };
         swap().map_err(|error| format!("compacting: {error}"))?;
-        self.content = std::mem::take(&mut fresh.content);
         self.db = Some(guarded(|| open_sled(&self.directory))?);
+        self.content = content;
         Ok(())
     }
 }
@@ -421,6 +423,21 @@ mod tests {
         fs::rename(&path, beside(&path, "old")).unwrap();
         assert_eq!(data(&reopened(&path).1), data(&now(2)));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_lost_database_held_is_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.sled");
+        let (mut checkpoint, _, _) = Checkpoint::open(&path);
+        let now = state(vec![node("n", vec![1; 100_000])]);
+        checkpoint.save(&now, at(1)).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        checkpoint.save(&now, at(2)).unwrap_err();
+        checkpoint.save(&now, at(3)).unwrap();
+        drop(checkpoint);
+        let (_, back, position) = reopened(&path);
+        assert_eq!((data(&back), position), (data(&now), at(3)));
     }
 
     #[test]

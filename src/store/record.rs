@@ -165,8 +165,10 @@ impl Record {
                 let owed = |client: &HandedOver| 64 + named(&client.owed);
                 handover.clients.iter().map(owed).sum::<usize>() + handover.waiting.len() * 64
             }
-            // Metadata, where these come from, is bounded by 256 KiB.
-            Record::Chat { .. } | Record::Task { .. } => 1024,
+            Record::Chat { line: json, .. }
+            | Record::Task {
+                task: Some(json), ..
+            } => json_weight(json),
             _ => 0,
         }
     }
@@ -194,6 +196,18 @@ impl Record {
             Record::Node { data: body, .. } | Record::Commit { raw: body, .. } => Some(body),
             _ => None,
         }
+    }
+}
+
+fn json_weight(json: &Json) -> usize {
+    64 + match json {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(json_weight).sum(),
+        Json::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| name.len() + json_weight(value))
+            .sum(),
+        _ => 0,
     }
 }
 
@@ -368,6 +382,14 @@ mod tests {
             let back = there_and_back(record);
             assert_eq!((back.at, format!("{:?}", back.record)), (7, said));
         }
+    }
+
+    #[test]
+    fn a_long_line_weighs_what_it_takes() {
+        let text = "a".repeat(100_000);
+        let line = json!({"message": {"text": [text]}});
+        let id = String::new();
+        assert!(Record::Chat { id, line }.weight() > 100_000);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The start: what there was, from whatever is left of it.
 
+use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
@@ -8,18 +9,18 @@ use std::sync::Arc;
 use tracing::info;
 
 use crate::platform;
-use crate::wire::message::UserName;
+use crate::wire::message::{NodeId, UserName};
 
 use super::backup;
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, free_path};
-use super::journal::{Position, Writer, segments};
+use super::journal::{Position, Writer, segment_path, segments};
 use super::record::{Entry, HandOver};
 use super::replay::{self, Reach};
 use super::session_file::{self, About};
 use super::state::{Fold, State};
 use super::worker::{DiskStore, Start};
-use super::{Layout, Settings, StoreError, now_ms, real_disk};
+use super::{FileError, Layout, Settings, StoreError, now_ms, real_disk};
 
 /// What a start found.
 #[derive(Debug, Default)]
@@ -73,6 +74,14 @@ pub fn open_on(
     let seen = recovery.latest_segment();
     recovery.adopt(&best.reach);
     let mut end = best.reach.end;
+    if best.handover.is_some() {
+        // It counts once, and from here on something may happen that the journal does not get to know of. Cutting works
+        // on a full disk, too.
+        let path = segment_path(&layout.journal, best.reach.last.segment);
+        disk.truncate(&path, best.reach.last.offset)
+            .map_err(layout.error(&path))?;
+        end = best.reach.last;
+    }
     // Positions are compared, so a number is not used twice, even where the journal was lost.
     let next_segment = seen.max(end.segment).saturating_add(1);
     if let Some(restored) = recovery.restore(&best, &mut end, next_segment) {
@@ -179,6 +188,16 @@ impl Recovery<'_> {
             }
             match session_file::read_with_owners(&info.path, self.settings.session_file_bytes) {
                 Ok(file) => {
+                    // What stands in its header is under no checksum.
+                    let true_position = file.about.map(|about| about.position);
+                    if true_position != Some(from) {
+                        self.notes
+                            .push(format!("{}: its header is damaged", info.path.display()));
+                    }
+                    let from = true_position.unwrap_or_default();
+                    if best.as_ref().is_some_and(|best| best.reach.end >= from) {
+                        continue;
+                    }
                     self.notes.extend(file.notes);
                     let checkpointed = best.map_or(Position::default(), |best| best.checkpointed);
                     best = Some(self.replay(file.state, from, checkpointed, info.name()));
@@ -285,7 +304,12 @@ impl Recovery<'_> {
         if !path.exists() {
             return None;
         }
-        let file = match session_file::read(path, self.settings.session_file_bytes) {
+        let file = session_file::read(path, self.settings.session_file_bytes);
+        let file = file.and_then(|file| match &file.state.scene {
+            Some(scene) if !scene.nodes.is_empty() => Ok(file),
+            _ => Err(FileError::Malformed("there is no node in it".into())),
+        });
+        let file = match file {
             Ok(file) => file,
             Err(error) => {
                 self.notes
@@ -301,10 +325,17 @@ impl Recovery<'_> {
             return None;
         }
         self.rename_aside(path, "restored");
-        let state = State {
+        let mut state = State {
             scene: file.state.scene,
             ..before.state.clone()
         };
+        // Those who come back hold what is gone now.
+        let ids = |state: &State| -> HashSet<NodeId> {
+            let nodes = state.scene.iter().flat_map(|scene| &scene.nodes);
+            nodes.map(|(node, _)| node.id.clone()).collect()
+        };
+        let gone = &ids(&before.state) - &ids(&state);
+        state.deleted.extend(gone);
         Some(state)
     }
 
@@ -314,7 +345,7 @@ impl Recovery<'_> {
         file: &State,
         end: &mut Position,
         next_segment: u64,
-    ) -> Result<(), super::FileError> {
+    ) -> Result<(), FileError> {
         if let Some(scene) = &before.scene {
             let about = About {
                 time: now_ms(),

@@ -16,6 +16,8 @@ pub(super) struct Reach {
     /// Where the next record would have begun.
     pub end: Position,
     pub records: u64,
+    /// Where the last record begins.
+    pub last: Position,
     /// The journal was asked for from its start, but its first segments are gone.
     pub headless: bool,
     /// The place that it was asked for from is not there, nor is anything that continues from it: what came after is gone.
@@ -61,7 +63,7 @@ pub(super) fn read(
         } else {
             if !started {
                 reach.headless = previous != Position::default();
-            } else if previous != reach.end {
+            } else if previous != reach.end && !withdrawn(previous, reach.end) {
                 let end = reach.end;
                 // There is something, only not what was looked for.
                 reach.missing = false;
@@ -87,6 +89,7 @@ pub(super) fn read(
             match read_frame(&mut file, left)? {
                 Frame::Record(entry, size) => {
                     visit(*entry);
+                    reach.last = reach.end;
                     left -= size;
                     reach.end.offset += size;
                     reach.records += 1;
@@ -101,6 +104,12 @@ pub(super) fn read(
         }
     }
     Ok(reach)
+}
+
+/// Whether the journal goes on from before what was read last: of a batch that failed, and then could not be cut off, whole records
+/// were left. They are told as missing by what follows, which is no worse than having them.
+fn withdrawn(previous: Position, end: Position) -> bool {
+    previous.segment == end.segment && previous.offset < end.offset
 }
 
 /// The position that a segment continues from.

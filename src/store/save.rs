@@ -19,6 +19,23 @@ const RETRY: Duration = Duration::from_secs(20);
 /// Without a backup the journal is kept until it is so many times as long as it should be.
 const PATIENCE: u64 = 4;
 
+/// A backup and who waits for it.
+pub(super) type AskedBackup = (BackupRequest, Vec<oneshot::Sender<SaveResult>>);
+
+/// What a newer save has to do where it takes the place of an older one.
+pub(super) fn merged(
+    older: Option<AskedBackup>,
+    newer: Option<AskedBackup>,
+) -> Option<AskedBackup> {
+    let Some((old_request, answers)) = older else {
+        return newer;
+    };
+    let (mut request, mut all) = newer.unwrap_or((old_request.clone(), Vec::new()));
+    all.extend(answers);
+    request.even_if_unchanged |= old_request.even_if_unchanged;
+    Some((request, all))
+}
+
 /// Something to be saved.
 pub(super) struct Job {
     pub state: State,
@@ -27,7 +44,7 @@ pub(super) struct Job {
     pub changes: u64,
     /// The journal up to then is durable.
     pub synced: oneshot::Receiver<Result<(), String>>,
-    pub backup: Option<(BackupRequest, Vec<oneshot::Sender<SaveResult>>)>,
+    pub backup: Option<AskedBackup>,
     pub at: SystemTime,
 }
 
@@ -42,19 +59,8 @@ pub(super) struct Slot {
 impl Slot {
     /// A newer save does for one that has not begun.
     pub fn put(&mut self, mut job: Job) {
-        if let Some(old) = self.waiting.take()
-            && let Some((old_request, answers)) = old.backup
-        {
-            let (request, mut all) = job
-                .backup
-                .take()
-                .unwrap_or((old_request.clone(), Vec::new()));
-            all.extend(answers);
-            let request = BackupRequest {
-                even_if_unchanged: request.even_if_unchanged || old_request.even_if_unchanged,
-                ..request
-            };
-            job.backup = Some((request, all));
+        if let Some(older) = self.waiting.take() {
+            job.backup = merged(older.backup, job.backup.take());
         }
         self.waiting = Some(job);
     }

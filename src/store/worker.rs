@@ -14,7 +14,7 @@ use super::checkpoint::Checkpoint;
 use super::disk::Disk;
 use super::journal::{Position, Writer};
 use super::record::{Entry, Record};
-use super::save::{Job, Saver, Slot};
+use super::save::{AskedBackup, Job, Saver, Slot, merged};
 use super::state::State;
 use super::sync::{self, Unsynced};
 use super::{
@@ -79,7 +79,7 @@ enum Item {
     Records(Vec<Entry>, oneshot::Sender<Written>),
     /// So many records came while too much was waiting.
     Dropped(u64),
-    Save(State, Option<(BackupRequest, oneshot::Sender<SaveResult>)>),
+    Save(State, Option<AskedBackup>),
     Flush(oneshot::Sender<Result<(), String>>),
 }
 
@@ -132,7 +132,23 @@ impl DiskStore {
     pub fn close(self) {}
 
     fn push(&self, item: Item, weight: usize) {
+        self.push_to(lock(&self.shared.queue), item, weight);
+    }
+
+    /// Where a disk holds up the journal, saves must not pile up either: each keeps a whole scene in memory.
+    fn push_save(&self, state: State, mut backup: Option<AskedBackup>) {
         let mut queue = lock(&self.shared.queue);
+        let waiting = queue
+            .items
+            .iter()
+            .position(|item| matches!(item, Item::Save(..)));
+        if let Some(Item::Save(_, older)) = waiting.and_then(|at| queue.items.remove(at)) {
+            backup = merged(older, backup);
+        }
+        self.push_to(queue, Item::Save(state, backup), 0);
+    }
+
+    fn push_to(&self, mut queue: MutexGuard<'_, Queue>, item: Item, weight: usize) {
         queue.bytes += weight;
         queue.oldest.get_or_insert_with(Instant::now);
         queue.items.push_back(item);
@@ -186,12 +202,12 @@ impl Store for DiskStore {
     }
 
     fn checkpoint(&self, state: State) {
-        self.push(Item::Save(state, None), 0);
+        self.push_save(state, None);
     }
 
     fn backup(&self, state: State, request: BackupRequest) -> oneshot::Receiver<SaveResult> {
         let (sender, answer) = oneshot::channel();
-        self.push(Item::Save(state, Some((request, sender))), 0);
+        self.push_save(state, Some((request, vec![sender])));
         answer
     }
 
@@ -273,6 +289,8 @@ struct Journal {
     /// Changes so far, and bytes since the last save began.
     changes: u64,
     unsaved_bytes: u64,
+    /// The changes that the last save was to hold, and its place.
+    handed_over: Option<(u64, Position)>,
     last_try: Option<Instant>,
 }
 
@@ -286,6 +304,7 @@ impl Journal {
             lost: None,
             changes: 0,
             unsaved_bytes: 0,
+            handed_over: None,
             last_try: None,
         }
     }
@@ -337,6 +356,8 @@ impl Journal {
 
     fn lose(&mut self, count: u64) {
         *self.lost.get_or_insert(0) += count;
+        // Those that never came here are not counted yet.
+        self.changes += 1;
         lock(&self.shared.status).lost += count;
     }
 
@@ -435,11 +456,39 @@ impl Journal {
     }
 
     /// Everything before this moment is in `state`, everything after it will be in later segments.
-    fn hand_over(
-        &mut self,
-        state: State,
-        backup: Option<(BackupRequest, oneshot::Sender<SaveResult>)>,
-    ) {
+    fn hand_over(&mut self, state: State, backup: Option<AskedBackup>) {
+        if self.unsaved_bytes > self.shared.settings.segment_bytes {
+            // Who comes and goes changes nothing, but takes space.
+            self.changes += 1;
+        }
+        let position = match self.handed_over {
+            // What an idle server is asked for by the clock must not fill the disk with segments.
+            Some((changes, position)) if changes == self.changes => position,
+            _ => {
+                let position = self.begin_segment(&state);
+                self.unsaved_bytes = 0;
+                position
+            }
+        };
+        self.handed_over = Some((self.changes, position));
+        let (sender, synced) = oneshot::channel();
+        self.request_sync(sender);
+        let job = Job {
+            state,
+            position,
+            changes: self.changes,
+            synced,
+            backup,
+            at: SystemTime::now(),
+        };
+        lock(&self.shared.slot).put(job);
+        // Not before: whoever sees neither takes everything for saved.
+        lock(&self.shared.status).wants_save = None;
+        self.shared.to_save.notify_all();
+    }
+
+    /// Where the records that a save does not hold will follow.
+    fn begin_segment(&mut self, state: &State) -> Position {
         if let Some(writer) = &mut self.writer
             && writer.rotate().is_ok()
         {
@@ -461,20 +510,7 @@ impl Journal {
         if self.lost.is_none() && !here.is_empty() && self.try_write(&here).is_err() {
             self.fail();
         }
-        self.unsaved_bytes = 0;
-        lock(&self.shared.status).wants_save = None;
-        let (sender, synced) = oneshot::channel();
-        self.request_sync(sender);
-        let job = Job {
-            state,
-            position,
-            changes: self.changes,
-            synced,
-            backup: backup.map(|(request, answer)| (request, vec![answer])),
-            at: SystemTime::now(),
-        };
-        lock(&self.shared.slot).put(job);
-        self.shared.to_save.notify_all();
+        position
     }
 }
 

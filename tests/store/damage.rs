@@ -248,3 +248,27 @@ proptest! {
         prop_assert_eq!(number(&recovered), found);
     }
 }
+
+/// What a backup says about itself in its header is under no checksum.
+#[test]
+fn a_place_in_the_journal_is_believed_only_where_it_is_verified() {
+    for digit in [b'9', b'0'] {
+        let data = lived_in();
+        let backup = blender_multiuser::store::list(data.path()).remove(0);
+        let mut bytes = fs::read(&backup.path).unwrap();
+        let sign = b"\"segment\":";
+        let at = bytes.windows(sign.len()).position(|w| w == sign).unwrap();
+        bytes[at + sign.len()] = digit;
+        fs::write(&backup.path, bytes).unwrap();
+        let (store, recovered) = start(data.path());
+        assert_eq!(number(&recovered), 1019, "{:?}", recovered.notes);
+        drop(store);
+        // The same where there is nothing else to start from.
+        fs::remove_dir_all(data.path().join("state.sled")).unwrap();
+        let (_store, recovered) = start(data.path());
+        assert_eq!(number(&recovered), 1019, "{:?}", recovered.notes);
+        let said = recovered.notes.concat();
+        assert!(said.contains("its header is damaged"), "{said}");
+        assert_eq!(damaged(data.path()), 0);
+    }
+}

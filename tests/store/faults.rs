@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use blender_multiuser::store::{DiskStore, Health, Saved, Settings, Store, Written, open_on};
+use blender_multiuser::store::{
+    BackupRequest, DiskStore, Health, Saved, Settings, Store, Written, open_on,
+};
+
+use bytes::Bytes;
 
 use crate::faulty::*;
 use crate::scenes::*;
@@ -122,7 +126,9 @@ fn a_slow_disk_holds_nobody_up() {
     wait_until("a save to be asked for", || {
         store.status().wants_save.is_some()
     });
-    assert_eq!(store.status().lost, lost as u64);
+    wait_until("all of them to be counted", || {
+        store.status().lost == lost as u64
+    });
     assert!(!failing(&store));
     assert!(matches!(
         back_up(&store, &state(3), "auto-save"),
@@ -185,4 +191,108 @@ fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
             .count(),
         1
     );
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_no_damage() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store
+        .append(scene(3).records("initialised", &"Ada".into()))
+        .blocking_recv();
+    disk.0.full.store(true, SeqCst);
+    disk.0.no_cut.store(true, SeqCst);
+    // Half of it is written, and stays.
+    let many = (0..10).map(|n| change("node-00000", n)).collect();
+    assert_eq!(store.append(many).blocking_recv(), Ok(Written::Lost));
+    disk.0.full.store(false, SeqCst);
+    wait_until("the journal to be written again", || !failing(&store));
+    let _ = store.append(vec![change("node-00001", 7)]).blocking_recv();
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state)["node-00001"], 7);
+    let said = recovered.notes.concat();
+    assert!(
+        said.contains("were never written") && !said.contains("continues"),
+        "{said}"
+    );
+}
+
+/// Tells when the scene that holds it is let go.
+struct Kept(#[expect(dead_code)] Arc<()>);
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        b"data"
+    }
+}
+
+#[test]
+fn saves_do_not_pile_up_behind_a_stuck_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    disk.stick("journal");
+    let stuck = store.append(scene(3).records("initialised", &"Ada".into()));
+    wait_until("the journal to be stuck", || {
+        store.status().waiting_bytes == 0
+    });
+    let token = Arc::new(());
+    let answers: Vec<_> = (0..5)
+        .map(|_| {
+            let mut state = state(3);
+            state.scene.as_mut().unwrap().nodes[0].0.data = Bytes::from_owner(Kept(token.clone()));
+            let request = BackupRequest {
+                reason: "auto-save".into(),
+                users: Vec::new(),
+                even_if_unchanged: false,
+            };
+            store.backup(state, request)
+        })
+        .collect();
+    assert_eq!(Arc::strong_count(&token), 2);
+    disk.unstick();
+    assert_eq!(stuck.blocking_recv(), Ok(Written::Kernel));
+    for answer in answers {
+        assert!(matches!(answer.blocking_recv(), Ok(Ok(Saved::Backup(_)))));
+    }
+}
+
+#[test]
+fn what_never_came_to_the_journal_is_a_change_to_be_saved() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let settings = Settings {
+        queue_bytes: 100_000,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let _ = store
+        .append(scene(3).records("initialised", &"Ada".into()))
+        .blocking_recv();
+    disk.stick("journal");
+    let _stuck = store.append(vec![change("node-00000", 1)]);
+    wait_until("the journal to be stuck", || {
+        store.status().waiting_bytes == 0
+    });
+    let many = (0..1_000).map(|n| change("node-00000", n)).collect();
+    let _many = store.append(many);
+    let request = BackupRequest {
+        reason: "auto-save".into(),
+        users: Vec::new(),
+        even_if_unchanged: false,
+    };
+    let first = store.backup(state(3), request);
+    let dropped = store.append(vec![change("node-00001", 1)]);
+    assert_eq!(dropped.blocking_recv(), Ok(Written::Lost));
+    disk.refuse("journal");
+    disk.unstick();
+    assert!(matches!(first.blocking_recv(), Ok(Ok(Saved::Backup(_)))));
+    let mut now = state(3);
+    now.scene.as_mut().unwrap().nodes[1].0 = node("node-00001", 1);
+    assert!(matches!(
+        back_up(&store, &now, "auto-save"),
+        Ok(Saved::Backup(_))
+    ));
 }

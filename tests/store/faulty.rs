@@ -14,10 +14,14 @@ use blender_multiuser::store::disk::{Disk, DiskFile, RealDisk};
 pub struct Faults {
     pub full: AtomicBool,
     pub no_sync: AtomicBool,
+    /// What was written cannot be taken back.
+    pub no_cut: AtomicBool,
     /// ms that every write takes.
     pub slow: AtomicU64,
     /// Writes to files with this in their paths do not end.
     stuck: Mutex<Option<String>>,
+    /// There is no space for files with this in their paths.
+    refused: Mutex<Option<String>>,
     log: Mutex<Vec<Op>>,
 }
 
@@ -55,6 +59,11 @@ impl FaultyDisk {
         *self.0.stuck.lock().unwrap() = None;
     }
 
+    /// From now on there is no space for files with this in their paths.
+    pub fn refuse(&self, path: &str) {
+        *self.0.refused.lock().unwrap() = Some(path.to_owned());
+    }
+
     fn note(&self, op: Op) {
         self.0.log.lock().unwrap().push(op);
     }
@@ -69,13 +78,23 @@ impl FaultyDisk {
     }
 }
 
+impl Faults {
+    fn is_full(&self, path: &Path) -> bool {
+        let refused = self.refused.lock().unwrap();
+        let refused = refused
+            .as_ref()
+            .is_some_and(|part| path.to_string_lossy().contains(part));
+        refused || self.full.load(SeqCst)
+    }
+}
+
 fn enospc() -> io::Error {
     io::Error::from(io::ErrorKind::StorageFull)
 }
 
 impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        if self.0.full.load(SeqCst) {
+        if self.0.is_full(path) {
             return Err(enospc());
         }
         let file = RealDisk.create(path)?;
@@ -122,7 +141,7 @@ impl DiskFile for FaultyFile {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        let full = self.faults.full.load(SeqCst);
+        let full = self.faults.is_full(&self.path);
         if full {
             // As it really happens: some of it still fits.
             bytes.truncate(bytes.len() / 2);
@@ -144,6 +163,9 @@ impl DiskFile for FaultyFile {
     }
 
     fn truncate(&self, length: u64) -> io::Result<()> {
+        if self.faults.no_cut.load(SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
         self.file.truncate(length)?;
         let op = Op::Truncate(self.path.clone(), length);
         self.faults.log.lock().unwrap().push(op);

@@ -221,7 +221,7 @@ fn a_file_put_beside_the_session_is_taken_at_the_start() {
     let (store, _) = start(data.path());
     let _ = store.append(scene(3).records("initialised", &"Ada".into()));
     let old = saved(back_up(&store, &state(3), "auto-save"));
-    let _ = store.append(vec![change("node-00000", 77)]);
+    let _ = store.append(vec![change("node-00000", 77), change("later", 1)]);
     drop(store);
     let restore = data.path().join("session_restore.db");
     fs::copy(&old.path, &restore).unwrap();
@@ -234,6 +234,8 @@ fn a_file_put_beside_the_session_is_taken_at_the_start() {
         recovered.notes
     );
     assert!(!restore.exists());
+    // Whoever comes back may hold what is not in it.
+    assert_eq!(recovered.state.deleted, ["later".into()]);
     // What was there is still to be had.
     let before = list(data.path()).pop().unwrap();
     assert_eq!(before.about.unwrap().reason, "before session_restore.db");
@@ -248,14 +250,18 @@ fn a_file_put_beside_the_session_is_taken_at_the_start() {
     assert_eq!((found["node-00000"], found["node-00001"]), (0, 5));
     drop(store);
 
-    fs::write(&restore, b"no session").unwrap();
-    let (_store, again) = start(data.path());
-    assert_eq!(numbers(&again.state), found);
-    assert!(
-        !restore.exists() && again.notes.len() == 2,
-        "{:?}",
-        again.notes
-    );
+    export_to(&restore, &state(0));
+    let empty = fs::read(&restore).unwrap();
+    for useless in [&b"no session"[..], &empty] {
+        fs::write(&restore, useless).unwrap();
+        let (_store, again) = start(data.path());
+        assert_eq!(numbers(&again.state), found);
+        assert!(
+            !restore.exists() && again.notes.len() == 2,
+            "{:?}",
+            again.notes
+        );
+    }
 }
 
 #[test]

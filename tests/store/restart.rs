@@ -1,7 +1,8 @@
 //! An orderly life: changes, saves, restarts.
 
 use blender_multiuser::store::{
-    DiskStore, HandOver, HandedOver, Record, Saved, Store, StoreError, Written, history, open,
+    BackupRequest, DiskStore, HandOver, HandedOver, Record, Saved, SavedClient, Store, StoreError,
+    Written, history, open,
 };
 use bytes::Bytes;
 use serde_json::json;
@@ -131,12 +132,16 @@ fn what_a_run_hands_over_counts_only_if_nothing_came_after_it() {
     let _ = store.append(scene(2).records("initialised", &"Ada".into()));
     end(store, vec![change("node-00001", 1), stopped()]);
 
-    // Nothing was damaged, and nothing has happened since, however often somebody looks.
-    for _ in 0..2 {
-        let (store, recovered) = start(data.path());
-        assert_eq!(recovered.handover.as_ref(), Some(&handover));
-        end(store, Vec::new());
-    }
+    // Nothing was damaged, and nothing has happened since.
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover.as_ref(), Some(&handover));
+    assert_eq!(recovered.notes, [""; 0]);
+    drop(store);
+    let (store, recovered) = start(data.path());
+    assert_eq!(recovered.handover, None, "a run that left no trace");
+    assert_eq!(numbers(&recovered.state)["node-00001"], 1);
+    assert_eq!(recovered.notes, [""; 0]);
+    end(store, vec![stopped()]);
     let (store, _) = start(data.path());
     let server = "test".into();
     end(store, vec![Record::ServerStarted { server }]);
@@ -151,4 +156,54 @@ fn what_a_run_hands_over_counts_only_if_nothing_came_after_it() {
     let (store, recovered) = start(data.path());
     assert_eq!(recovered.handover, None, "something is missing before it");
     drop(store);
+}
+
+#[test]
+fn a_server_that_idles_does_not_fill_the_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, _) = start(data.path());
+    let mut idle = state(2);
+    idle.clients = vec![SavedClient {
+        identity: Bytes::from_static(b"ada"),
+        name: "Ada".into(),
+        admin: false,
+        version: "0.9.10".into(),
+        dialect: "dealer".into(),
+    }];
+    let _ = store.append(scene(2).records("initialised", &"Ada".into()));
+    let _ = store.append(vec![Record::Login(idle.clients[0].clone())]);
+    let journal = || std::fs::read_dir(data.path().join("journal")).unwrap();
+    let size = || -> u64 {
+        journal()
+            .map(|f| f.unwrap().metadata().unwrap().len())
+            .sum()
+    };
+    assert!(matches!(
+        back_up(&store, &idle, "auto-save"),
+        Ok(Saved::Backup(_))
+    ));
+    store.flush().blocking_recv().unwrap().unwrap();
+    let before = (journal().count(), size());
+    for _ in 0..20 {
+        assert!(matches!(
+            back_up(&store, &idle, "auto-save"),
+            Ok(Saved::Unchanged)
+        ));
+    }
+    store.flush().blocking_recv().unwrap().unwrap();
+    assert_eq!((journal().count(), size()), before);
+    // One by hand is made all the same, and whoever starts from it knows who was there.
+    let request = BackupRequest {
+        reason: "by hand".into(),
+        users: Vec::new(),
+        even_if_unchanged: true,
+    };
+    let made = store.backup(idle.clone(), request).blocking_recv().unwrap();
+    assert!(matches!(made, Ok(Saved::Backup(_))));
+    drop(store);
+    std::fs::remove_dir_all(data.path().join("state.sled")).unwrap();
+    let (_store, recovered) = start(data.path());
+    assert_eq!(recovered.state.clients, idle.clients);
+    assert_eq!(numbers(&recovered.state), numbers(&idle));
+    assert_eq!(recovered.notes, [""; 0]);
 }
