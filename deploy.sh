@@ -240,6 +240,15 @@ docker_install_engine() {
     docker info >/dev/null 2>&1 || die "the Docker engine does not answer" "See what it says: systemctl status docker"
 }
 
+# Fills in the passwords. Not by sed: every user of the computer can read its command line.
+with_passwords() {
+    local line
+    while IFS= read -r line; do
+        case $line in ADMIN_PASSWORD= | SERVER_PASSWORD=) line+=$(new_password) ;; esac
+        printf '%s\n' "$line"
+    done
+}
+
 docker_settings() {
     local last
     step "Settings"
@@ -247,8 +256,7 @@ docker_settings() {
         say "keeping those in $PWD/.env"
     else
         say "making $PWD/.env, with new passwords"
-        sed "s/^ADMIN_PASSWORD=.*/ADMIN_PASSWORD=$(new_password)/; s/^SERVER_PASSWORD=.*/SERVER_PASSWORD=$(new_password)/" \
-            .env.example | write_private .env
+        with_passwords <.env.example | write_private .env
         # Whoever has put this directory here may read it, too.
         run chown --reference=. .env
     fi

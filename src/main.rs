@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use blender_multiuser::admin::command::View;
 use blender_multiuser::admin::console::Console;
-use blender_multiuser::admin::{Operator, control};
+use blender_multiuser::admin::render::render;
+use blender_multiuser::admin::{AdminReply, Operator, control};
 use blender_multiuser::backups;
 use blender_multiuser::banner::banner;
 use blender_multiuser::config::{self, Cli, Command, Config};
@@ -56,8 +58,10 @@ fn complain(line: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Says what the console would say to the same command.
 fn tell(answer: Result<String>) -> Result<ExitCode> {
-    let _ = writeln!(io::stdout(), "{}", answer?.trim_end());
+    let answer = render(&AdminReply::Done(answer?), View::Overview);
+    let _ = writeln!(io::stdout(), "{answer}");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -174,6 +174,11 @@ mod system {
         }
     }
 
+    /// What stands before a command in a shell to give it a variable, with `...` for the value.
+    pub fn with_variable(name: &str) -> String {
+        format!("{name}=...")
+    }
+
     /// Whether this process is a background job of the terminal on standard input.
     pub fn in_background() -> bool {
         tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
@@ -247,6 +252,11 @@ mod system {
         pub fn is_alive(&self) -> bool {
             io::stdin().is_terminal()
         }
+    }
+
+    /// In PowerShell, for the commands that follow.
+    pub fn with_variable(name: &str) -> String {
+        format!("$env:{name}='...';")
     }
 
     pub fn in_background() -> bool {

@@ -289,6 +289,24 @@ fn a_program_that_is_no_zeromq_cannot_make_it_fall() {
     assert_said(check(&[&address]), 1, &["another program"]);
 }
 
+/// The same frame after a greeting that is as it should be: memory for it is more than the `zeromq` crate gets.
+#[test]
+fn a_program_that_begins_as_zeromq_cannot_make_it_fall() {
+    let (ports, [evil, ..]) = claim_ports();
+    at_port(evil, |mut stream| {
+        let mut greeting = [0; 64];
+        greeting[..12].copy_from_slice(b"\xff\0\0\0\0\0\0\0\0\x7f\x03\0");
+        greeting[12..16].copy_from_slice(b"NULL");
+        let _ = stream.write_all(&greeting);
+        let _ = stream.write_all(b"\x06\x70\0\0\0\0\0\0\0");
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let address = format!("127.0.0.1:{}", ports.command);
+    let (code, text) = check(&[&address]);
+    assert!(!text.contains("memory"), "{text}");
+    assert_said((code, text), 1, &["CANNOT", "Wrong port", "nonsense"]);
+}
+
 #[test]
 fn health_is_green_and_red() {
     let server = Running::start(&[]);

@@ -67,8 +67,6 @@ impl Console {
                 logs,
             });
         }
-        // Without it the history does not outlive the process; no more than that.
-        let _ = fs::create_dir_all(data_dir);
         let history = data_dir.join("console_history");
         let dialogue = Terminal::claim().and_then(|terminal| {
             let dialogue = Dialogue::new(operator.clone(), terminal.clone(), &logs, history);

@@ -53,7 +53,9 @@ pub fn path(data_dir: &Path) -> PathBuf {
 pub fn path_for(config: &Config) -> PathBuf {
     let usual = path(&config.data_dir);
     let service = path(Path::new(SERVICE));
-    if *config.source("data_dir") == Source::Default && !usual.exists() && service.exists() {
+    // What may not be looked at (by who has forgotten sudo) is there.
+    let there = |path: &Path| path.try_exists().unwrap_or(true);
+    if *config.source("data_dir") == Source::Default && !usual.exists() && there(&service) {
         return service;
     }
     usual

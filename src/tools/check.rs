@@ -3,6 +3,7 @@
 //! Nobody is logged in for that: the login that asks about the password has no name, which a server refuses after everything else.
 //! Of servers that are not ours that is not known, so there it names a version that does not exist.
 
+mod apart;
 mod target;
 mod verdict;
 
@@ -95,6 +96,9 @@ impl Findings {
 }
 
 pub fn run(target: &Target, config: &Config) -> Result<ExitCode> {
+    if let Some(code) = apart::look(target) {
+        return Ok(code);
+    }
     let usual = if config.port == 0 {
         USUAL_PORT
     } else {

@@ -71,7 +71,7 @@ pub async fn connect(address: SocketAddr) -> Result<(TcpStream, Duration), Fault
 }
 
 /// Whether a ZeroMQ socket listens at the other end; if not, what does. The crate takes any length that a stranger announces for
-/// true, so it is let loose only on those who greet as ZeroMQ does.
+/// true, so it is let loose only on those who greet as ZeroMQ does (and `check` does that in a process of its own).
 pub async fn greet(mut stream: TcpStream) -> Result<(), Fault> {
     let mut greeting = [0; 64];
     greeting[..12].copy_from_slice(b"\xff\0\0\0\0\0\0\0\0\x7f\x03\0");

@@ -305,6 +305,8 @@ def systemd_stories(computer):
 
     story(a_server_that_dies_or_hangs_is_started_anew, computer, show)
     stamp_is_there(5555, everybody, 7, address)
+    story(what_root_leaves_there_becomes_the_servers, computer)
+    stamp_is_there(5555, everybody, 7, address)
 
     assert "nothing to do" in computer.deploy("--update")
     with open(PLACE / "blender-multiuser", "ab") as program:
@@ -349,6 +351,18 @@ def a_server_that_dies_or_hangs_is_started_anew(computer, show):
         computer("kill", f"-{sent}", process)
         wait_until(f"a new start after SIG{sent}", lambda: show("NRestarts") == str(number) and show("ActiveState") == "active")
         assert show("MainPID") != process
+
+
+def what_root_leaves_there_becomes_the_servers(computer):
+    computer("systemctl", "stop", "blender-multiuser")
+    computer("sh", "-c", f"""umask 077 && blender-multiuser --data-dir {STATE} export /root/scene.db &&
+        cp "$(ls {STATE}/backups/*.db | tail -n 1)" {STATE}/session_restore.db""")
+    assert computer("find", f"{STATE}/", "-uid", "0")
+    computer("systemctl", "start", "blender-multiuser")
+    assert computer("find", f"{STATE}/", "-uid", "0") == ""
+    assert "session_restore.db.restored" in computer("ls", f"{STATE}/")
+    said = computer("journalctl", "-u", "blender-multiuser", "--no-pager")
+    assert "Permission denied" not in said, said
 
 
 def main():

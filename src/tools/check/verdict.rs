@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Fault, Findings, Login, Ports, Times};
 use crate::admin::render::escape;
+use crate::platform;
 use crate::wire::Dialect;
 
 /// Add-ons from 0.9.12 on give up a connection after this time.
@@ -276,7 +277,8 @@ fn refusal(findings: &Findings, host: &str) -> Option<String> {
     Some(match findings.login.as_ref()? {
         Login::Fits | Login::FitsNone => return None,
         Login::NoPassword => format!(
-            "To test the password, too: SERVER_PASSWORD=... blender-multiuser check {host}:{command}"
+            "To test the password, too: {} blender-multiuser check {host}:{command}",
+            platform::with_variable("SERVER_PASSWORD")
         ),
         Login::WrongServerPassword => {
             "Wrong server password: ask whoever runs the server; capitals and spaces count.".into()
