@@ -84,6 +84,7 @@ fn goes_all_the_way(megabytes: u64) {
     let mut server = stopped.start(&["--save-interval", "0"]);
     let dora = server.client("Dora").connect();
     await_digest(&dora, &digest);
+    dora.await_active();
     assert_eq!(dora.value("World", "d['stamp']"), 1);
     assert_eq!(dora.value("Object:Cube", "d['location'][0]"), 5.0);
     let file = server.data_dir.path().join("large.db");
