@@ -35,6 +35,7 @@ impl Session {
             debug!(%node, "a Delete of a newborn node is not carried out");
             return self.undo_delete(now, id, &node);
         }
+        let stale = self.to_be_named_in_vain(id, &node);
         self.graph.delete(now, &node);
         self.record(Record::Delete {
             id: node.clone(),
@@ -42,6 +43,23 @@ impl Session {
         });
         self.healing.remove(&node);
         self.announce_deletion(now, &node);
+        for parent in stale {
+            self.answer_with_node(now, id, &parent);
+        }
+    }
+
+    /// Nodes that a client which has carried out its Delete already is still to read of as depending on the one that is gone.
+    fn to_be_named_in_vain(&self, id: ClientId, node: &NodeId) -> Vec<NodeId> {
+        let Some(client) = self.clients.get(&id).filter(|c| c.dialect.acts_first()) else {
+            return Vec::new();
+        };
+        let behind = |parent: &NodeId| {
+            let user = client.user.as_deref();
+            user.is_some_and(|user| user.is_behind_on(parent))
+        };
+        let mut parents = self.graph.parents(node);
+        parents.retain(behind);
+        parents
     }
 
     /// A Delete is refused by not echoing it, except to a client that has carried it out already: it gets the node again, and after

@@ -7,7 +7,9 @@ use tracing::{info, warn};
 
 use crate::wire::message::{COMMON, Node, NodeId, Outbound, Outgoing};
 
-use super::client::State;
+use super::client::{Client, State};
+use super::delivery::SOFT_LIMIT;
+use super::link::Link;
 use super::{ClientId, Scene, Session, Time};
 
 /// How often an initialiser is asked to send everything again before it is given up.
@@ -79,6 +81,12 @@ impl Session {
 
     fn give_init_answer(&mut self, now: Time, id: ClientId, answer: Outbound) {
         let rejected = matches!(answer, Outbound::InitRejected);
+        // Whoever asks and asks without reading the answers would get a catalog each time.
+        let waiting = |link: &Link| link.outstanding > SOFT_LIMIT;
+        let full = |client: &Client| client.command.as_ref().is_some_and(waiting);
+        if rejected && self.clients.get(&id).is_some_and(full) {
+            return;
+        }
         self.tell(now, id, answer);
         if rejected && matches!(self.scene, Scene::Running) {
             self.start_join(now, id);

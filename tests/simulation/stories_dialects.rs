@@ -146,3 +146,21 @@ fn a_lock_does_not_overtake_the_node_that_undoes_a_delete() {
     assert_eq!(&*world[bob].graph[&id("mesh")].owner, "alice");
     world.assert_converged();
 }
+
+#[test]
+fn who_deletes_what_it_is_about_to_be_told_of_is_told_again() {
+    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
+    world.pause(alice, 7_000);
+    world.does(bob, |bob| {
+        let mesh = bob.create("mesh", "Mesh", &[]);
+        bob.create("object", "Object", &[mesh]);
+    });
+    world.until("alice has the mesh", |w| {
+        w[alice].graph.contains_key(&id("mesh"))
+    });
+    assert!(!world[alice].graph.contains_key(&id("object")));
+    world.does(alice, |alice| alice.delete(&id("mesh")));
+    world.run(6_000);
+    assert!(!world[bob].graph.contains_key(&id("mesh")));
+    world.assert_converged();
+}

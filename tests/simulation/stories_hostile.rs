@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blender_multiuser::net::{ConnId, Peer};
 use blender_multiuser::password::Secret;
-use blender_multiuser::session::{Effect, Event, Session};
+use blender_multiuser::session::{Effect, Event, SOFT_LIMIT, Session};
 use blender_multiuser::wire::message::{Inbound, Login, Outbound};
 use blender_multiuser::wire::pickle::Value;
 use blender_multiuser::wire::{Channel, Dialect};
@@ -179,4 +179,24 @@ fn passwords_cannot_be_tried_faster_by_not_waiting_for_the_answer() {
         let_in, None,
         "a thousand guesses in a second, and the right one is told at once"
     );
+}
+
+#[test]
+fn who_asks_to_initialise_again_and_again_fills_no_memory() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..500 {
+        let name = format!("a-mesh-with-a-long-name-{n}");
+        world.does(alice, |alice| alice.create(&name, "Mesh", &[]));
+    }
+    world.run(30_000);
+    world.stations[bob.0].line.kernel = 2_000;
+    world.stations[bob.0].line.high_water = 5;
+    world.pause(bob, 10_000);
+    world.does(bob, |bob| {
+        for _ in 0..1_000 {
+            bob.command(Inbound::InitStart(vec![id("cube")]));
+        }
+    });
+    world.run(2_000);
+    assert!(world.peak < 2 * SOFT_LIMIT, "{} bytes wait", world.peak);
 }
