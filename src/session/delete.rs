@@ -20,9 +20,13 @@ impl Session {
         }
         let Some(entry) = self.graph.get(&node) else {
             // Nobody else has it; the sender removes its own when it hears so. A Node of the same author may be on its
-            // way on the other connection, sent before this.
+            // way on the other connection, sent before this; and come after a restart, if that connection is broken.
             if !self.graph.is_buried(&node) {
                 self.graph.bury(now, node.clone());
+                self.record(Record::Delete {
+                    id: node.clone(),
+                    author: self.author(id),
+                });
             }
             return self.answer_unknown(now, id, &node);
         };

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::admin::AdminReply;
 use crate::store::{HandOver, Record, SavedClient, SavedScene, State as SavedState};
-use crate::wire::message::{Login, NodeId, UserName};
+use crate::wire::message::{COMMON, Login, NodeId, UserName};
 use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
@@ -94,8 +94,11 @@ impl Session {
             self.remember_deletion(node);
         }
         self.healing.clear();
-        // Whoever has a node locked goes on working on it, as it is then.
-        for (node, commits) in scene.nodes {
+        // Whoever has a node locked goes on working on it, as it is then. Who had one locked that was gone does not any more.
+        for (mut node, commits) in scene.nodes {
+            if !self.graph.contains(&node.id) {
+                node.owner = COMMON.into();
+            }
             self.graph.restore(now, node, commits);
         }
         // The Delete takes it from the dependencies of others, too.

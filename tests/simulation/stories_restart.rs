@@ -228,3 +228,22 @@ fn a_slow_client_that_is_out_hears_so_before_it_is_left_alone() {
     assert!(world[alice].is_active());
     world.assert_converged();
 }
+
+#[test]
+fn a_node_that_comes_after_its_delete_and_a_restart_stays_away() {
+    for stop in STOPS {
+        let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+        world.cut(bob, DATA, 0, 3_000);
+        world.run(100);
+        world.does(bob, |bob| {
+            let brief = bob.create("brief", "Mesh", &[]);
+            bob.delete(&brief);
+        });
+        world.run(500);
+        world.restart(stop, 300);
+        world.stations[bob.0].wires[DATA].opens_at = Some(world.now + Duration::from_secs(2));
+        world.run(8_000);
+        assert!(world[bob].is_active(), "{stop:?}");
+        world.assert_converged();
+    }
+}

@@ -1,5 +1,7 @@
 //! Another scene takes the place of the running one.
 
+use blender_multiuser::wire::message::COMMON;
+
 use super::stories::{id, studio};
 use super::world::COMMAND;
 
@@ -38,6 +40,25 @@ fn a_delete_lost_before_a_restore_does_not_keep_the_node_from_being_sent() {
     world.session.replace_scene(now, saved, "restored").unwrap();
     world.run(8_000);
     assert!(world[bob].is_active());
+    world.assert_converged();
+}
+
+#[test]
+fn a_lock_of_the_day_before_yesterday_is_not_restored() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.run(6_000);
+    world.does(alice, |alice| alice.lock(&[id("cube"), id("world")]));
+    world.run(300);
+    let saved = world.session.state().scene.unwrap();
+    world.does(alice, |alice| alice.unlock(&[id("cube"), id("cube-mesh")]));
+    world.run(300);
+    world.does(bob, |bob| bob.delete(&id("cube")));
+    world.run(300);
+    let now = world.now;
+    world.session.replace_scene(now, saved, "restored").unwrap();
+    world.run(8_000);
+    assert_eq!(&*world[bob].graph[&id("cube")].owner, COMMON);
+    assert_eq!(&*world[bob].graph[&id("world")].owner, "alice");
     world.assert_converged();
 }
 
