@@ -55,6 +55,11 @@ impl Heartbeat {
         self.pinged.is_none()
     }
 
+    /// It was there before a restart.
+    pub fn was_there(&mut self, now: Time) {
+        self.pinged = Some(now);
+    }
+
     pub fn silent_for(&self, now: Time) -> Duration {
         now.saturating_duration_since(self.heard)
     }

@@ -205,6 +205,7 @@ impl Session {
         let mut user = User::new(now, held, saved.name, nowhere);
         user.state = State::Active;
         user.away = Some(now);
+        user.heartbeat.was_there(now);
         // What it published since may have come before it was back itself.
         user.lost_publisher = dialect.scene_channel() == Channel::Data;
         let mut client = Client::new(saved.identity.clone(), dialect);

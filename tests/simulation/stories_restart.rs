@@ -247,3 +247,15 @@ fn a_node_that_comes_after_its_delete_and_a_restart_stays_away() {
         world.assert_converged();
     }
 }
+
+#[test]
+fn a_heartbeat_that_is_back_late_after_a_restart_is_no_closed_port() {
+    for stop in STOPS {
+        let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+        world.restart(stop, 300);
+        world.stations[bob.0].wires[TTL].opens_at = Some(world.now + Duration::from_millis(4_500));
+        world.run(8_000);
+        assert!(world[bob].is_active(), "{stop:?}: {:?}", world[bob].ended);
+        world.assert_converged();
+    }
+}
