@@ -649,3 +649,7 @@ def main():
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     Driver().run()
+
+
+if __name__ == "__main__":  # without the zygote, as the trials of a deployed server start it
+    main()
