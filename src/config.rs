@@ -553,7 +553,7 @@ pub fn one_line(error: &clap::Error) -> String {
         .collect();
     format!(
         "{} (blender-multiuser --help lists what there is)",
-        said.join("; ")
+        said.join("; ").replace(":; ", ": ")
     )
 }
 

@@ -161,7 +161,7 @@ impl Session {
             reason: "new".into(),
         });
         AdminReply::Done(format!(
-            "the scene is dropped and {} users have been told; whoever has the admin password can press Init",
+            "the scene is dropped (users told: {}); whoever has the admin password can press Init",
             users.len()
         ))
     }

@@ -40,7 +40,7 @@ impl Session {
                     users = users.len(),
                     reason, "everybody has been told that the server stops"
                 );
-                AdminReply::Done(format!("{} users have been told", users.len()))
+                AdminReply::Done(format!("stopping; users told: {}", users.len()))
             }
         }
     }
