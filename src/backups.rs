@@ -131,13 +131,13 @@ pub fn export(path: &Path, state: &State) -> Result<String> {
     let Some(scene) = &state.scene else {
         bail!("there is no scene to export");
     };
-    store::export_session(path, state)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(format!(
-        "{} nodes written to {}",
-        scene.nodes.len(),
-        path.display()
-    ))
+    let path = std::path::absolute(path).context("give the whole path of the file")?;
+    let shown = path.display();
+    if path.exists() {
+        bail!("{shown} is there already; choose another name, or remove it first");
+    }
+    store::export_session(&path, state).with_context(|| format!("cannot write {shown}"))?;
+    Ok(format!("{} nodes written to {shown}", scene.nodes.len()))
 }
 
 /// How the store is doing, for the operator.

@@ -240,7 +240,7 @@ pub struct Config {
     #[arg(default_value = "120", value_parser = or_default("120", save_interval))]
     pub save_interval: Maybe<Duration>,
 
-    /// Backups that are kept
+    /// Backups that are kept of those made by themselves, and again of those asked for
     #[arg(
         long,
         env = "MAX_BACKUPS",

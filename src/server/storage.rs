@@ -271,10 +271,10 @@ impl Core {
                 let nodes = scene.nodes.len();
                 let reason = format!("restored from {name}");
                 match self.session.replace_scene(now, scene, &reason) {
-                    Ok(()) => {
+                    Ok(told) => {
                         info!(nodes, name, "Session restored from disk");
                         AdminReply::Done(format!(
-                            "{name} is restored: {nodes} nodes, on their way to everybody"
+                            "{name} is restored: {nodes} nodes (users told to connect again: {told})"
                         ))
                     }
                     Err(why) => AdminReply::Failed(format!("not restored: {why}")),

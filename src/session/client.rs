@@ -1,6 +1,6 @@
 //! What is known of one client: its connections, its state, and what may still be unread at its end.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,8 +155,6 @@ pub struct User {
     /// The answer to its Auth may have been lost, so it may not know that it is in.
     pub may_not_know: bool,
     pub debts: Debts,
-    /// Nodes that a restored scene has brought back, and those that name them, to be sent again once it has read of their Deletes.
-    pub restored: BTreeSet<NodeId>,
     pub presence: Presence,
     pub heartbeat: super::heartbeat::Heartbeat,
     /// Which deepdiff it has, as far as its commits have told.
@@ -323,7 +321,6 @@ impl User {
             lost_publisher: false,
             may_not_know: false,
             debts: Debts::default(),
-            restored: BTreeSet::new(),
             presence: Presence::default(),
             heartbeat: super::heartbeat::Heartbeat::new(now),
             flavour: None,
@@ -335,15 +332,6 @@ impl User {
 
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Active)
-    }
-
-    /// Whether it is active, or may be without our knowledge.
-    pub fn may_be_done(&self) -> bool {
-        match &self.state {
-            State::Active => true,
-            State::Joining(join) => join.all_sent() || join.is_undecided(),
-            State::Lobby | State::Initialising => false,
-        }
     }
 
     /// Whether changes of the scene concern this client: it has a cut of it, or is being sent one.

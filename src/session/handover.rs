@@ -143,8 +143,7 @@ impl Session {
     }
 }
 
-/// Owes what is to be known of a node: what it is, or that it has gone.
-pub(super) fn owe(user: &mut User, graph: &Graph, node: &NodeId) {
+fn owe(user: &mut User, graph: &Graph, node: &NodeId) {
     if graph.contains(node) {
         user.debts.content(node);
         user.debts.owner(node);
@@ -157,7 +156,6 @@ pub(super) fn owe(user: &mut User, graph: &Graph, node: &NodeId) {
 /// has changed so lately that a change of it may be lost on its way here.
 fn owed(client: &Client, user: &User) -> BTreeSet<NodeId> {
     let mut owed: BTreeSet<NodeId> = user.debts.nodes().cloned().collect();
-    owed.extend(user.restored.iter().cloned());
     owed.extend(user.edited.iter().map(|(_, node)| node.clone()));
     let under_way = [&client.data, &client.command].into_iter().flatten();
     let traces = under_way

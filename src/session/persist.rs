@@ -1,6 +1,5 @@
 //! What outlives the server: every change as a record for the journal, the whole as a state, and a session made from one.
 
-use std::collections::{BTreeSet, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tracing::info;
@@ -15,6 +14,9 @@ use super::{ClientId, Effect, Scene, Session, Settings, Time};
 
 /// So many deletions are told again after a restart. Only those of its last moment can be news to anybody.
 const DELETIONS: usize = 1000;
+
+/// What those are told whose scene is not the session's any more.
+const REPLACED: &str = "another scene has been put in the place of this one, please connect again";
 
 impl Session {
     /// A session that goes on where a saved one ended. Whoever was logged in may come back within the grace time and keeps name
@@ -56,85 +58,57 @@ impl Session {
         session
     }
 
-    /// Puts another scene in the place of the one there is. Who is active gets what differs, everybody else joins it.
+    /// Puts another scene in the place of the one there is. Who has that one is told to connect again: an add-on that got other nodes
+    /// bit by bit would take its own scene for changed meanwhile, publish that, and delete what it does not name. Who waits in the
+    /// lobby joins. Says how many have been told.
     pub fn replace_scene(
         &mut self,
         now: Time,
         scene: SavedScene,
         reason: &str,
-    ) -> Result<(), &'static str> {
+    ) -> Result<usize, &'static str> {
         if matches!(self.scene, Scene::Initialising(_)) {
             return Err("somebody is initialising the session just now; wait, or kick them");
         }
         if scene.nodes.is_empty() {
             return Err("there is no node in it");
         }
-        self.scene = Scene::Running;
-        self.version = scene.version;
-        let new: HashSet<NodeId> = scene
-            .nodes
-            .iter()
-            .map(|(node, _)| node.id.clone())
-            .collect();
-        let deleted: HashSet<&NodeId> = self.deleted.iter().collect();
-        let mut back: BTreeSet<NodeId> = new
-            .iter()
-            .filter(|id| !self.graph.contains(id))
-            .filter(|id| self.graph.is_buried(id) || deleted.contains(id))
-            .cloned()
-            .collect();
-        let gone: Vec<NodeId> = self
-            .graph
-            .ids()
-            .filter(|id| !new.contains(*id))
-            .cloned()
-            .collect();
-        for node in &gone {
-            self.graph.delete(now, node);
-            self.remember_deletion(node);
-        }
-        self.healing.clear();
-        // Whoever has a node locked goes on working on it, as it is then. Who had one locked that was gone does not any more.
-        for (mut node, commits) in scene.nodes {
-            if !self.graph.contains(&node.id) {
-                node.owner = COMMON.into();
+        let had_scene = matches!(self.scene, Scene::Running);
+        // First, so that nobody's leaving is a reason for a backup.
+        self.scene = Scene::Empty;
+        let mut told = 0;
+        for id in self.users() {
+            if had_scene {
+                self.end(now, id, REPLACED, "another scene");
+                told += 1;
             }
+        }
+        self.graph.clear();
+        self.healing.clear();
+        self.deleted.clear();
+        for (mut node, commits) in scene.nodes {
+            node.owner = COMMON.into();
             self.graph.restore(now, node, commits);
         }
-        // The Delete takes it from the dependencies of others, too.
-        let parents: Vec<NodeId> = back.iter().flat_map(|id| self.graph.parents(id)).collect();
-        back.extend(parents);
-        let users = self.users();
-        let here: Vec<UserName> = users.iter().filter_map(|id| self.name_of(*id)).collect();
-        self.graph.release_except(now, &here);
-        for id in users {
+        self.scene = Scene::Running;
+        self.version = scene.version;
+        for id in self.users() {
             let Some(user) = self.user_mut(id) else {
                 continue;
             };
             let version = user.version.clone();
-            match &user.state {
-                // To whoever may be at the end of its join another one must not be begun: it gets the rest when it is done.
-                State::Active | State::Joining(_) if user.may_be_done() => {
-                    gone.iter().for_each(|node| user.debts.deletion(node));
-                    for node in &new {
-                        user.debts.content(node);
-                        user.debts.owner(node);
-                    }
-                    user.restored.extend(back.iter().cloned());
-                }
-                // It shows when it knows that it is in.
-                State::Lobby if user.may_not_know => {}
-                State::Joining(_) | State::Lobby => self.start_join(now, id),
-                State::Active | State::Initialising => {}
-            }
+            // Who may not know that it is in shows when it does.
+            let waits = !user.may_not_know;
             if let Some(reason) = self.other_version(&version) {
                 self.end(now, id, &reason, "wrong version");
+                told += 1;
+            } else if waits {
+                self.start_join(now, id);
             }
-            self.pump(now, id);
         }
         self.record_scene(reason, &"server".into());
         self.noticeboard.changed();
-        Ok(())
+        Ok(told)
     }
 
     /// Back to the lobby: an active client can only get there by connecting again.
@@ -144,6 +118,8 @@ impl Session {
                 "there is no scene; whoever has the admin password can press Init".into(),
             );
         }
+        // First, so that nobody's leaving is a reason for a backup.
+        self.scene = Scene::Empty;
         let users = self.users();
         for &id in &users {
             self.end(
@@ -153,7 +129,6 @@ impl Session {
                 "new scene",
             );
         }
-        self.scene = Scene::Empty;
         self.version = None;
         self.graph.clear();
         self.healing.clear();

@@ -155,9 +155,6 @@ impl Session {
     /// UpdateUserMetadata from a client, about itself whatever it says.
     pub(super) fn metadata(&mut self, now: Time, id: ClientId, pushed: Metadata) {
         self.shows_it_has_joined(now, id);
-        if pushed.iter().any(|(key, _)| &**key == "color") {
-            self.shows_it_has_read_deletes(now, id);
-        }
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -326,10 +323,8 @@ impl Session {
             let mut metadata = user.presence.shown();
             if other == id {
                 self.add_left_behind(&mut metadata);
-                // A client that does not find its own colour pushes it at once, if it has finished joining. That shows that it
-                // has, and that it has handled what was sent before.
-                let undecided = matches!(&user.state, State::Joining(join) if join.is_undecided());
-                if undecided || !user.restored.is_empty() {
+                // A client that does not find its own colour pushes it at once, if it has finished joining.
+                if matches!(&user.state, State::Joining(join) if join.is_undecided()) {
                     metadata.retain(|(key, _)| &**key != "color");
                 }
             }

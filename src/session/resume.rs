@@ -7,7 +7,6 @@ use crate::wire::message::{NodeId, Outbound};
 
 use super::client::State;
 use super::graph::Source;
-use super::handover::owe;
 use super::heartbeat::PING;
 use super::link::Trace;
 use super::{ClientId, Session, Time};
@@ -43,8 +42,7 @@ impl Session {
                 for trace in &lost {
                     match trace {
                         Trace::Auth => user.may_not_know = true,
-                        // It may have come back since with a restored scene.
-                        Trace::Deletion(node) => owe(user, &self.graph, node),
+                        Trace::Deletion(node) => user.debts.deletion(node),
                         Trace::Owners(right) => {
                             if let Outbound::Right { nodes, .. } = right.message() {
                                 nodes.iter().for_each(|node| user.debts.owner(node));
@@ -104,23 +102,6 @@ impl Session {
                 self.pump(now, id);
             }
         }
-    }
-
-    /// A client has answered a table without its colour, so it has handled the Deletes before that. One of a node that a restored
-    /// scene has brought back may have come after the node, on the other connection.
-    pub(super) fn shows_it_has_read_deletes(&mut self, now: Time, id: ClientId) {
-        let Some(user) = self.user_mut(id) else {
-            return;
-        };
-        let restored = std::mem::take(&mut user.restored);
-        if restored.is_empty() {
-            return;
-        }
-        user.presence.owe_table();
-        for node in &restored {
-            self.owe_repair(now, id, node);
-        }
-        self.pump(now, id);
     }
 
     /// What a client may have deleted without anybody having heard of it: any node of a small scene, and of a large one what nothing

@@ -113,17 +113,33 @@ pub(super) fn write(
     Ok(info)
 }
 
-/// Removes all but the newest `keep` backups. To be called after one was written that verified.
+/// Removes all but the newest `keep` of the backups that are made by themselves, and of the others: who looks for the right one, with a
+/// backup before each restore, does not lose it thereby. To be called after one was written that verified.
 pub(super) fn retain(disk: &dyn Disk, directory: &Path, keep: usize) -> io::Result<()> {
-    let names = names(directory)?;
-    let surplus = names.len().saturating_sub(keep.max(1));
-    for name in names.iter().take(surplus) {
-        disk.remove(&directory.join(name))?;
+    let made_by_itself = |name: &String| {
+        session_file::about(&directory.join(name)).is_none_or(|about| is_routine(&about.reason))
+    };
+    let (routine, asked_for): (Vec<_>, Vec<_>) =
+        names(directory)?.into_iter().partition(made_by_itself);
+    let mut removed = false;
+    for names in [routine, asked_for] {
+        let surplus = names.len().saturating_sub(keep.max(1));
+        for name in names.iter().take(surplus) {
+            disk.remove(&directory.join(name))?;
+            removed = true;
+        }
     }
-    if surplus > 0 {
+    if removed {
         disk.sync_dir(directory)?;
     }
     Ok(())
+}
+
+/// Whether a backup is made for this reason without anybody's asking.
+fn is_routine(reason: &str) -> bool {
+    matches!(reason, "auto-save" | "initialised" | "shutdown")
+        || reason.starts_with("user_disconnect:")
+        || reason.starts_with("restored from ")
 }
 
 /// The names of backups in order. Whatever else somebody put there is none of ours.
