@@ -161,7 +161,7 @@ impl Core {
         mut requests: mpsc::Receiver<Request>,
     ) -> Result<()> {
         let server = concat!("blender-multiuser ", env!("CARGO_PKG_VERSION")).to_owned();
-        // Before anything happens: from now on what the last run has handed over is not exact any more.
+        // Before anything happens, for whoever reads the history.
         let _ = self
             .store
             .append(vec![Record::ServerStarted { server }])

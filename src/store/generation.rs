@@ -77,6 +77,8 @@ pub(super) struct Content {
 /// Data and deltas of every node.
 pub(super) type Stored = HashMap<NodeId, Vec<(Bytes, Blob)>>;
 
+const HOLE: &str = "a chunk is missing or damaged";
+
 /// Generation and item of a blob.
 pub(super) type Place = (u64, u32);
 
@@ -223,31 +225,97 @@ impl BlobWriter<'_> {
     }
 }
 
-/// Everything below `prefix`, put together; what is missing or damaged is an error.
-/// `length`: of all of it, if it is known; a buffer that grows keeps twice as much for good.
-pub(super) fn gather(db: &sled::Db, prefix: &[u8], length: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::with_capacity(length);
+/// A manifest's bytes, put together; what is missing or damaged is an error.
+fn gather(db: &sled::Db, prefix: &[u8]) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
     for (expected, entry) in (0_u32..).zip(db.scan_prefix(prefix)) {
         let (key, value) = entry.map_err(|error| error.to_string())?;
         let whole = key.strip_prefix(prefix) == Some(&expected.to_be_bytes());
-        match value.split_first_chunk() {
-            Some((sum, chunk)) if whole && u32::from_le_bytes(*sum) == crc32fast::hash(chunk) => {
-                bytes.extend_from_slice(chunk);
-            }
-            _ => return Err("a chunk is missing or damaged".into()),
-        }
+        bytes.extend_from_slice(chunk_of(&value).filter(|_| whole).ok_or(HOLE)?);
     }
     Ok(bytes)
 }
 
-pub(super) fn read_blob(db: &sled::Db, blob: &Blob) -> Result<Bytes, String> {
-    // A manifest that verifies tells the truth.
-    let length = usize::try_from(blob.length).map_err(|error| error.to_string())?;
-    let bytes = gather(db, &key(CHUNKS, blob.generation, &[blob.item]), length)?;
-    if bytes.len() as u64 != blob.length || crc32fast::hash(&bytes) != blob.crc {
-        return Err("a node is damaged".into());
+/// What a value holds, if its checksum is right.
+fn chunk_of(value: &[u8]) -> Option<&[u8]> {
+    let (sum, chunk) = value.split_first_chunk()?;
+    (u32::from_le_bytes(*sum) == crc32fast::hash(chunk)).then_some(chunk)
+}
+
+/// A blob's place and the number of its chunk.
+fn place_of(key: &[u8]) -> Option<(Place, u32)> {
+    let (generation, rest) = key.get(1..)?.split_first_chunk()?;
+    let (item, rest) = rest.split_first_chunk()?;
+    let place = (u64::from_be_bytes(*generation), u32::from_be_bytes(*item));
+    Some((place, u32::from_be_bytes(rest.try_into().ok()?)))
+}
+
+/// Reads every blob that is `wanted`, in one pass in the order in which they lie there, and notes the places of all. What is
+/// missing or damaged is not among them.
+fn read_blobs(
+    db: &sled::Db,
+    wanted: &HashMap<Place, Blob>,
+    there: &mut HashSet<Place>,
+) -> Result<HashMap<Place, Bytes>, String> {
+    let mut blobs = HashMap::with_capacity(wanted.len());
+    let mut reading: Option<(Place, Reading)> = None;
+    let mut finish = |reading: Option<(Place, Reading)>| {
+        if let Some((place, reading)) = reading {
+            blobs.extend(reading.finish().map(|bytes| (place, bytes)));
+        }
+    };
+    for entry in db.scan_prefix([CHUNKS]) {
+        let (key, value) = entry.map_err(|error| error.to_string())?;
+        let Some((place, number)) = place_of(&key) else {
+            continue;
+        };
+        if reading.as_ref().is_none_or(|(known, _)| *known != place) {
+            there.insert(place);
+            let next = wanted.get(&place).map(|blob| (place, Reading::new(blob)));
+            finish(std::mem::replace(&mut reading, next));
+        }
+        if let Some((_, reading)) = &mut reading {
+            reading.chunk(number, &value);
+        }
     }
-    Ok(bytes.into())
+    finish(reading);
+    Ok(blobs)
+}
+
+/// A blob that is being put together.
+struct Reading {
+    blob: Blob,
+    bytes: Vec<u8>,
+    chunks: u32,
+    whole: bool,
+}
+
+impl Reading {
+    fn new(blob: &Blob) -> Reading {
+        // A manifest that verifies tells the truth; a buffer that grows would keep twice as much for good.
+        let length = usize::try_from(blob.length).unwrap_or(0);
+        Reading {
+            blob: *blob,
+            bytes: Vec::with_capacity(length),
+            chunks: 0,
+            whole: true,
+        }
+    }
+
+    fn chunk(&mut self, number: u32, value: &[u8]) {
+        match chunk_of(value) {
+            Some(chunk) if number == self.chunks => self.bytes.extend_from_slice(chunk),
+            _ => self.whole = false,
+        }
+        self.chunks = self.chunks.saturating_add(1);
+    }
+
+    fn finish(self) -> Option<Bytes> {
+        let right = self.whole
+            && self.bytes.len() as u64 == self.blob.length
+            && crc32fast::hash(&self.bytes) == self.blob.crc;
+        right.then(|| self.bytes.into())
+    }
 }
 
 pub(super) fn places(stored: &Stored) -> impl Iterator<Item = Place> {
@@ -258,30 +326,18 @@ pub(super) fn places(stored: &Stored) -> impl Iterator<Item = Place> {
 /// The newest generation that is whole, and what lies about.
 pub(super) fn load(db: &sled::Db) -> Result<(Content, State, Position), String> {
     let mut manifests = HashSet::new();
-    let mut blobs = HashSet::new();
-    for entry in db.iter().keys() {
-        let entry = entry.map_err(|error| error.to_string())?;
-        let Some((kind, rest)) = entry.split_first() else {
-            continue;
-        };
-        let (Some(generation), rest) = (rest.first_chunk(), rest.get(8..12)) else {
-            continue;
-        };
-        let generation = u64::from_be_bytes(*generation);
-        match rest.and_then(|item| item.try_into().ok()) {
-            Some(item) if *kind == CHUNKS => {
-                blobs.insert((generation, u32::from_be_bytes(item)));
-            }
-            _ => {
-                manifests.insert(generation);
-            }
+    for entry in db.scan_prefix([MANIFESTS]).keys() {
+        let key = entry.map_err(|error| error.to_string())?;
+        if let Some(generation) = key.get(1..).and_then(<[u8]>::first_chunk) {
+            manifests.insert(u64::from_be_bytes(*generation));
         }
     }
     let mut newest_first: Vec<u64> = manifests.iter().copied().collect();
     newest_first.sort_unstable_by(|a, b| b.cmp(a));
     let mut reason = "it holds nothing".to_owned();
     for generation in newest_first {
-        match load_generation(db, generation) {
+        let mut blobs = HashSet::new();
+        match load_generation(db, generation, &mut blobs) {
             Ok((stored, state, position)) => {
                 let last = manifests
                     .iter()
@@ -300,25 +356,42 @@ pub(super) fn load(db: &sled::Db) -> Result<(Content, State, Position), String> 
     Err(reason)
 }
 
-pub(super) fn load_generation(
+/// Also notes every blob that is `there`, needed or not.
+fn load_generation(
     db: &sled::Db,
     generation: u64,
+    there: &mut HashSet<Place>,
 ) -> Result<(Stored, State, Position), String> {
-    let bytes = gather(db, &key(MANIFESTS, generation, &[]), 0)?;
+    let bytes = gather(db, &key(MANIFESTS, generation, &[]))?;
     let manifest: Manifest = match bytes.split_first_chunk::<32>() {
         Some((sum, body)) if Sha256::digest(body)[..] == sum[..] => {
             rmp_serde::from_slice(body).map_err(|error| error.to_string())?
         }
         _ => return Err("its manifest is damaged".into()),
     };
+    let listed = manifest.scene.iter().flat_map(|(_, _, listed)| listed);
+    let wanted: HashMap<Place, Blob> = listed
+        .flat_map(|node| {
+            let commits = node.commits.iter().map(|(_, blob)| blob);
+            commits.chain([&node.data])
+        })
+        .map(|blob| ((blob.generation, blob.item), *blob))
+        .collect();
+    let blobs = read_blobs(db, &wanted, there)?;
+    let blob = |blob: &Blob| match blobs.get(&(blob.generation, blob.item)) {
+        Some(bytes) => Ok(bytes.clone()),
+        // Nothing is written for it.
+        None if blob.length == 0 => Ok(Bytes::new()),
+        None => Err(HOLE),
+    };
     let mut stored = HashMap::new();
     let mut read = |listed: Listed| {
-        let data = read_blob(db, &listed.data)?;
+        let data = blob(&listed.data)?;
         let mut blobs = vec![(data.clone(), listed.data)];
         let mut commits = Vec::new();
-        for (dependencies, blob) in listed.commits {
-            let raw = read_blob(db, &blob)?;
-            blobs.push((raw.clone(), blob));
+        for (dependencies, place) in listed.commits {
+            let raw = blob(&place)?;
+            blobs.push((raw.clone(), place));
             commits.extend(commit_of(listed.id.clone(), dependencies, raw));
         }
         stored.insert(listed.id.clone(), blobs);

@@ -84,7 +84,7 @@ pub enum Record {
     ServerStarted {
         server: String,
     },
-    /// In order; the last record of its run.
+    /// In order; the last record of its run. The next one cuts it off when it takes what is handed over.
     ServerStopped {
         reason: String,
         #[serde(default)]

@@ -30,7 +30,8 @@ pub struct Recovered {
     pub notes: Vec<String>,
     /// Where the state comes from, in a few words; `None`: there was nothing.
     pub source: Option<String>,
-    /// What the last run has left about those who are to come back. `None`: it crashed, or something is missing.
+    /// What the last run has left about those who are to come back: handed out once, whatever becomes of it. `None`: it crashed, or
+    /// something is missing.
     pub handover: Option<HandOver>,
 }
 

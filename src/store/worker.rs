@@ -79,7 +79,7 @@ enum Item {
     Records(Vec<Entry>, oneshot::Sender<Written>),
     /// So many records came while too much was waiting.
     Dropped(u64),
-    Save(State, Option<AskedBackup>),
+    Save(Box<State>, Option<AskedBackup>),
     Flush(oneshot::Sender<Result<(), String>>),
 }
 
@@ -145,7 +145,7 @@ impl DiskStore {
         if let Some(Item::Save(_, older)) = waiting.and_then(|at| queue.items.remove(at)) {
             backup = merged(older, backup);
         }
-        self.push_to(queue, Item::Save(state, backup), 0);
+        self.push_to(queue, Item::Save(Box::new(state), backup), 0);
     }
 
     fn push_to(&self, mut queue: MutexGuard<'_, Queue>, item: Item, weight: usize) {
@@ -335,7 +335,7 @@ impl Journal {
                     }
                     Item::Save(state, backup) => {
                         self.write(&mut batch);
-                        self.hand_over(state, backup);
+                        self.hand_over(*state, backup);
                     }
                     Item::Flush(answer) => {
                         self.write(&mut batch);
