@@ -13,8 +13,19 @@ pub fn banner(config: &Config, ports: Ports, admin: &AdminPassword) -> String {
         config,
         ports,
         admin,
-        local.iter().map(if_addrs::Interface::ip).collect(),
+        local
+            .iter()
+            .filter(|interface| !leads_into_containers(&interface.name))
+            .map(if_addrs::Interface::ip)
+            .collect(),
     )
+}
+
+/// Bridges to the containers and virtual machines of this computer, from which nobody connects.
+fn leads_into_containers(interface: &str) -> bool {
+    ["docker", "br-", "veth", "virbr", "podman", "cni"]
+        .iter()
+        .any(|prefix| interface.starts_with(prefix))
 }
 
 fn compose(config: &Config, ports: Ports, admin: &AdminPassword, local: Vec<IpAddr>) -> String {

@@ -56,6 +56,13 @@ pub async fn run_on(
     requests: mpsc::Receiver<Request>,
     ready: impl FnOnce(Ports) -> Result<()>,
 ) -> Result<()> {
+    // Where there is a scene it is not looked at.
+    if let Some(file) = config.import.as_deref()
+        && recovered.state.scene.is_none()
+        && !file.is_file()
+    {
+        bail!("there is no file {} to import", file.display());
+    }
     let addresses = match &config.bind {
         Bind::All => &[][..],
         Bind::Only(addresses) => addresses,

@@ -178,7 +178,10 @@ impl Session {
                 true
             }
             _ => {
-                debug!(user = ?user.name, "an edit before the end of joining is dropped");
+                debug!(
+                    user = &*user.name,
+                    "an edit before the end of joining is dropped"
+                );
                 false
             }
         }
@@ -228,7 +231,7 @@ impl Session {
 
     /// The sender has applied an edit that does not count: it gets the node as it is.
     fn refuse_edit(&mut self, now: Time, id: ClientId, node: &NodeId) {
-        debug!(%node, user = ?self.name_of(id), "an edit is refused and answered with the node as it is");
+        debug!(%node, user = self.name_of(id).as_deref(), "an edit is refused and answered with the node as it is");
         self.answer_with_node(now, id, node);
     }
 

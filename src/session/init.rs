@@ -49,11 +49,15 @@ impl Session {
         let name = user.name.clone();
         user.holds.clone_from(&nodes);
         if let Some(why) = refusal {
-            warn!(user = ?name, why, "initialising refused");
+            warn!(user = &*name, why, "initialising refused");
             return self.answer_init(now, id, Outbound::InitRejected);
         }
         user.state = State::Initialising;
-        info!(user = ?name, nodes = nodes.len(), "initialising the session");
+        info!(
+            user = &*name,
+            nodes = nodes.len(),
+            "initialising the session"
+        );
         self.graph.clear();
         self.scene = Scene::Initialising(Initialising {
             by: id,
@@ -159,7 +163,7 @@ impl Session {
             user.holds = Vec::new();
             let version = user.version.clone();
             info!(
-                user = ?user.name,
+                user = &*user.name,
                 version,
                 seconds = now.saturating_duration_since(init.since).as_secs_f32(),
                 "the session is initialised"

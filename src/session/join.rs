@@ -83,7 +83,10 @@ impl Session {
         };
         user.awaits_first_node = empty && !dialect::knows_removed(&user.version);
         if user.awaits_first_node {
-            return debug!(user = ?user.name, "a client of this version cannot join an empty scene and stays in the lobby");
+            return debug!(
+                user = &*user.name,
+                "a client of this version cannot join an empty scene and stays in the lobby"
+            );
         }
         let (nodes, unfolded) = self.graph.cut();
         let phantom = nodes
@@ -214,7 +217,7 @@ impl Session {
         }
         user.nothing_unread();
         info!(
-            user = ?user.name,
+            user = &*user.name,
             nodes = join.total,
             bytes = join.bytes,
             seconds = now.saturating_duration_since(join.since).as_secs_f32(),

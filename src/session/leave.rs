@@ -22,14 +22,18 @@ impl Session {
         };
         let name = sender.name.clone();
         if !sender.admin {
-            return warn!(user = ?name, target = user, "kick refused: not an admin");
+            return warn!(user = &*name, target = user, "kick refused: not an admin");
         }
         match self.named(user) {
             Some(target) => {
-                info!(user = ?name, target = user, "kick");
+                info!(user = &*name, target = user, "kick");
                 self.end(now, target, "kicked by admin", "kicked");
             }
-            None => warn!(user = ?name, target = user, "kick: nobody of that name is here"),
+            None => warn!(
+                user = &*name,
+                target = user,
+                "kick: nobody of that name is here"
+            ),
         }
     }
 
@@ -69,7 +73,7 @@ impl Session {
             reason: log.to_owned(),
         });
         info!(
-            user = ?user.name,
+            user = &*user.name,
             minutes = now.saturating_duration_since(user.since).as_secs() / 60,
             reason = log,
             "left"

@@ -148,7 +148,7 @@ impl Session {
                 self.end(now, id, text, &format!("{channel:?} connection: {reason}"));
             }
             Some(user) => {
-                debug!(user = ?user.name, ?channel, reason, "connection lost");
+                debug!(user = &*user.name, ?channel, reason, "connection lost");
                 match channel {
                     Channel::Command => {
                         user.away = Some(now);
@@ -299,9 +299,19 @@ impl Session {
         // Somebody who tries passwords does not fill the log; and who comes without a name, all else being right, has come to test
         // the server (`check`).
         if wait.is_zero() && reason != NO_NAME {
-            warn!(user = ?name, peer = ?address, reason, "login refused");
+            warn!(
+                user = &*name,
+                peer = address.map(tracing::field::display),
+                reason,
+                "login refused"
+            );
         } else {
-            debug!(user = ?name, peer = ?address, reason, "login refused");
+            debug!(
+                user = &*name,
+                peer = address.map(tracing::field::display),
+                reason,
+                "login refused"
+            );
         }
         if wait.is_zero() {
             self.tell(now, id, Outbound::Auth(text));
@@ -362,7 +372,7 @@ impl Session {
     fn enter(&mut self, now: Time, id: ClientId, held: HeldLogin) {
         if let Some(holder) = self.named(&held.login.name) {
             info!(
-                user = ?held.login.name,
+                user = &*held.login.name,
                 "a new login takes over the name from one that is away"
             );
             self.end(
@@ -379,7 +389,7 @@ impl Session {
             return;
         };
         let name = UserName::from(held.login.name.as_str());
-        info!(user = ?name, peer = %address, admin = held.admin, dialect = client.dialect.name(), version = held.login.version, "logged in");
+        info!(user = &*name, peer = %address, admin = held.admin, dialect = client.dialect.name(), version = held.login.version, "logged in");
         let admin = held.admin;
         client.user = Some(Box::new(User::new(now, held, name.clone(), address)));
         let heartbeat_waits = std::mem::take(&mut client.heartbeat_waits);

@@ -193,7 +193,11 @@ impl Session {
             set(&mut presence.metadata, key, value);
         }
         if dropped > 0 {
-            warn!(user = ?name, dropped, "more than {KEYS} metadata keys or {BYTES} bytes of metadata, the rest is dropped");
+            warn!(
+                user = &*name,
+                dropped,
+                "more than {KEYS} metadata keys or {BYTES} bytes of metadata, the rest is dropped"
+            );
         }
         let after = presence.shown();
         let changes: Metadata = after

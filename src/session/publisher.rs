@@ -66,7 +66,7 @@ impl Session {
         let Some(user) = client.user.as_deref_mut() else {
             return;
         };
-        debug!(user = ?user.name, "publishes");
+        debug!(user = &*user.name, "publishes");
         let address = user.address;
         if let Some(old) = client.publish.as_ref().map(|link| link.conn) {
             client.lost(now, Channel::Publish);

@@ -37,7 +37,11 @@ impl Session {
             Channel::Command => {
                 user.away = None;
                 let lost = std::mem::take(&mut user.lost_commands);
-                info!(user = ?user.name, messages = lost.len(), "is back after a broken connection");
+                info!(
+                    user = &*user.name,
+                    messages = lost.len(),
+                    "is back after a broken connection"
+                );
                 user.presence.owe_table();
                 for trace in &lost {
                     match trace {
@@ -95,7 +99,11 @@ impl Session {
                 // What it sent itself may be lost too, without its knowledge.
                 repair.extend(user.edited.iter().map(|(_, node)| node.clone()));
                 repair.extend(self.graph.may_be_edited_by(&name));
-                info!(user = ?name, nodes = repair.len(), "nodes are sent again after a broken data connection");
+                info!(
+                    user = &*name,
+                    nodes = repair.len(),
+                    "nodes are sent again after a broken data connection"
+                );
                 for node in &repair {
                     self.owe_repair(now, id, node);
                 }
