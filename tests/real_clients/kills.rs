@@ -1,15 +1,17 @@
 //! kill -9 of the server, again and again, while people work.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blender_multiuser::store::{Record, history};
 use serde_json::{Value, json};
 
 use crate::support::{Client, DEADLINE, Need, Server, assert_converged, needs};
 
 /// What the check looks at, of every node, by name.
-const LOOK: &str = "{n.data['type_id'] + ':' + n.data['name']: [n.data.get('n', 0), n.data.get('same', [])] \
+const LOOK: &str = "{n.data['type_id'] + ':' + n.data['name']: [n.data.get('n', 0), n.data.get('same', []), n.uuid] \
                     for n in repository.graph.values() if n.data}";
 
 /// An edit of several values at once, which does not depend on the values before it: where earlier ones were lost with a
@@ -132,6 +134,13 @@ fn what_anybody_has_seen_survives_every_kill() {
         });
         // A server on a copy tells what this one will start from, undisturbed by those who come back.
         let copy = stopped.copy();
+        let mut deleted = HashSet::new();
+        history(copy.data_dir.path(), &mut |entry| {
+            if let Record::Delete { id, .. } = entry.record {
+                deleted.insert(id.to_string());
+            }
+        })
+        .unwrap();
         server = thread::scope(|scope| {
             let next = scope.spawn(|| stopped.start(&["--save-interval", "1"]));
             let other = copy.start(&[]);
@@ -148,13 +157,10 @@ fn what_anybody_has_seen_survives_every_kill() {
             }
             for kind in ["Object", "Mesh"] {
                 let names = kept.as_object().unwrap();
-                for node in received.as_object().unwrap().keys() {
+                for (node, held) in received.as_object().unwrap() {
                     // Deleting one thing purges every orphan, also what an earlier kill has left of another one.
-                    let orphan = node
-                        .strip_prefix("Mesh:Thing")
-                        .and_then(|name| name.strip_suffix(".mesh"))
-                        .is_some_and(|n| received.get(format!("Object:Thing{n}")).is_none());
-                    let gone = node.contains(&old) || orphan;
+                    let purged = held[2].as_str().is_some_and(|id| deleted.contains(id));
+                    let gone = node.contains(&old) || purged;
                     assert!(
                         names.contains_key(node) || gone,
                         "round {round}: {node} is lost"
