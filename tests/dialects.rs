@@ -251,7 +251,7 @@ fn a_four_socket_join_streams_on_the_data_channel_after_the_first_question() {
     stage.happens(bob.data, Event::Closed("cut".into()));
     let data = stage.opens("bob", 2, Channel::Data, Dialect::Dealer);
     assert!(matches!(stage.take(data)[..], [Outbound::Ping]));
-    stage.wait(Duration::from_secs(3));
+    stage.wait(Duration::from_secs(11));
     assert!(
         stage
             .take(bob.command)
