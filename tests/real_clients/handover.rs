@@ -6,13 +6,16 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::venv;
-use crate::support::{Client, Proxy, Server, Stopped, assert_converged, wait_until};
+use crate::support::{Client, Need, Proxy, Server, Stopped, assert_converged, needs, wait_until};
 
 /// SIGTERM, and kill -9.
 const ENDS: [fn(Server) -> Stopped; 2] = [Server::stop, Server::kill];
 
 #[test]
 fn who_drags_goes_on_dragging() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     for end in ENDS {
         let Some(server) = Server::start() else {
             return;
@@ -37,6 +40,9 @@ fn who_drags_goes_on_dragging() {
 
 #[test]
 fn a_restart_is_announced_in_the_chat() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -57,7 +63,7 @@ fn a_restart_is_announced_in_the_chat() {
 #[test]
 fn tcp_clients_are_told_and_dealers_stay() {
     let flags = ["--versions", "0.9.10,0.9.12"];
-    let Some(server) = Server::start_with(&flags) else {
+    let Some(server) = Server::start_for(&venv::CURRENT, &flags) else {
         return;
     };
     let alice = server.host("Alice", &["Cube", "Cone"]);
@@ -104,6 +110,9 @@ fn four_socket_clients_are_told() {
 /// what it says when its session has ended.
 #[test]
 fn a_busy_client_hears_that_it_is_out() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(mut server) = Server::start() else {
         return;
     };
@@ -127,6 +136,9 @@ fn a_busy_client_hears_that_it_is_out() {
 
 #[test]
 fn who_logs_in_meanwhile_gets_in() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     for end in ENDS {
         let Some(server) = Server::start() else {
             return;
@@ -146,6 +158,9 @@ fn who_logs_in_meanwhile_gets_in() {
 
 #[test]
 fn two_restarts_in_quick_succession() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -167,6 +182,9 @@ fn two_restarts_in_quick_succession() {
 
 #[test]
 fn whoever_is_not_in_yet_is_told_to_connect_again() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -186,6 +204,9 @@ fn whoever_is_not_in_yet_is_told_to_connect_again() {
 
 #[test]
 fn a_restart_while_a_scene_is_sent() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     for end in ENDS {
         let Some(server) = Server::start() else {
             return;
@@ -218,6 +239,9 @@ fn a_restart_while_a_scene_is_sent() {
 
 #[test]
 fn locks_of_those_who_do_not_return_come_free_after_the_grace_time() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     for end in ENDS {
         let Some(server) = Server::start() else {
             return;
@@ -238,6 +262,9 @@ fn locks_of_those_who_do_not_return_come_free_after_the_grace_time() {
 
 #[test]
 fn who_was_refused_a_lock_gets_it_after_the_restart() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -275,6 +302,9 @@ fn nodes_received(client: &Client) -> usize {
 
 #[test]
 fn after_a_stop_in_order_the_scene_is_not_sent_again() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };
@@ -298,6 +328,9 @@ fn after_a_stop_in_order_the_scene_is_not_sent_again() {
 
 #[test]
 fn what_a_slow_line_still_owes_comes_after_the_restart() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     for end in ENDS {
         let Some(server) = Server::start() else {
             return;

@@ -10,6 +10,8 @@ use super::venv::{self, Spec};
 pub enum Need {
     /// A broken line comes back by itself, under the same identity.
     Reconnecting,
+    /// A client waits for a server that restarts, and goes on.
+    WaitingForRestarts,
     /// It writes raw frames into a client's own session.
     RawFrames,
     /// It logs bare DEALER sockets in.
@@ -39,6 +41,9 @@ impl Need {
         let (four_socket, tcp) = (spec.is_four_socket(), spec.is_tcp());
         match self {
             Need::Reconnecting if tcp => Some("its connections do not come back by themselves"),
+            Need::WaitingForRestarts if four_socket || tcp => {
+                Some("it is told to connect again when the server restarts")
+            }
             Need::RawFrames if four_socket => Some("its frames are others than the story writes"),
             Need::BareLogin if four_socket || tcp => Some("the story speaks for DEALER sockets"),
             Need::Deltas if four_socket => Some("it sends whole nodes only"),
