@@ -237,6 +237,15 @@ impl Graph {
         self.deleted.contains_key(id)
     }
 
+    /// Whether the scene is one of four-socket add-ons, whose types have names of their own; `None`: there is no scene.
+    pub fn is_four_socket(&self) -> Option<bool> {
+        let own = |entry: &Entry| {
+            let kind = entry.kind.as_deref();
+            kind.is_some_and(|kind| kind.starts_with("Bl"))
+        };
+        (!self.nodes.is_empty()).then(|| self.nodes.values().any(own))
+    }
+
     /// Nodes that this user may be editing: its own, and those of the kinds that the add-on changes without a lock.
     pub fn may_be_edited_by(&self, user: &str) -> Vec<NodeId> {
         self.nodes

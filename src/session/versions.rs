@@ -44,7 +44,14 @@ impl Session {
 
     /// What a user of this version is told if the session belongs to another one that it may not be mixed with.
     pub(super) fn other_version(&self, version: &str) -> Option<String> {
-        let session = self.version.as_deref()?;
+        let Some(session) = self.version.as_deref() else {
+            // Whoever unpins leaves the version open, but not the form of the scene that is there.
+            let fits = match self.graph.is_four_socket() {
+                None => true,
+                Some(old) => old == (DataFormat::of(version) == Some(DataFormat::WholeNodes)),
+            };
+            return (!fits).then(|| wrong_version(version, "that of the scene's add-on"));
+        };
         let listed = |version| {
             self.settings
                 .versions

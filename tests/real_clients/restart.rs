@@ -60,6 +60,9 @@ fn the_scene_outlives_everybody() {
 
 #[test]
 fn sigterm_and_a_start_lead_into_the_same_session() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
     let Some(server) = Server::start() else {
         return;
     };

@@ -155,7 +155,7 @@ fn a_new_scene_begins_with_everybody_told() {
 
 #[test]
 fn after_unpin_the_next_version_has_the_session() {
-    let Some(mut server) = Server::start() else {
+    let Some(mut server) = Server::start_for(&venv::CURRENT, &[]) else {
         return;
     };
     let alice = server.host("Alice", &["Cube"]);
@@ -165,6 +165,12 @@ fn after_unpin_the_next_version_has_the_session() {
     wait_until("Alice to be gone", || server.log.find("left").is_some());
     server.console("unpin");
     told(&server, "the next client decides");
+    // Another version, but not another kind of scene.
+    let refusal = server
+        .client("Old")
+        .using(&venv::FOUR_SOCKET)
+        .expect_refusal();
+    assert!(refusal.contains("wrong client version"), "{refusal}");
     let bob = server.client("Bob").using(&venv::V0_9_11).connect();
     bob.await_active();
     bob.await_value("Object:Cube", "d['name']", "Cube");

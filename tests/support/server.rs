@@ -110,8 +110,10 @@ impl Server {
 
     fn start_on(python: Python, data_dir: tempfile::TempDir, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"));
+        // None of those that the system hands out: while a server restarts, somebody who calls might be given its port.
+        let port = free_ports().command.to_string();
         for (flag, value) in [
-            ("--port", "0"),
+            ("--port", &*port),
             ("--bind", "127.0.0.1"),
             ("--admin-password", "admin"),
             ("--log-level", "debug"),
