@@ -97,6 +97,10 @@ fn the_sender_cannot_speak_for_another() {
     let alice = server.host("Alice", &["Cube"]);
     let bob = server.join("Bob");
     let carol = server.join("Carol");
+    // Until he sees his own colour he pushes everything again and again.
+    wait_until("Bob to have introduced himself", || {
+        bob.users()["Bob"]["metadata"]["color"].is_array()
+    });
     bob.raw("command", "[P(13), b'Alice', P({'frame_current': 666})]");
     bob.raw("command", "[P(13), b'Nobody', P({'frame_current': 667})]");
     wait_until("it to count for Bob", || {
