@@ -31,7 +31,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 const FLUSH_STALL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long the heartbeat of a tcp client outlives what is written to its other connections: several turns of a busy Blender.
-const HEARTBEAT_STAYS: Duration = Duration::from_secs(2);
+const HEARTBEAT_STAYS: Duration = Duration::from_secs(5);
 /// Messages taken from the queue at once.
 const BATCH: usize = 64;
 

@@ -84,7 +84,9 @@ fn a_restore_has_everybody_connect_again_to_the_restored_scene() {
     bob.await_value("Object:Cone", "d['location'][0]", 1.0);
 
     // It is what a restart begins with.
+    bob.leave();
     let server = server.crash_and_restart();
+    let bob = server.join("Bob");
     bob.await_value("Object:Cone", "d['location'][0]", 1.0);
     server.assert_works(&[&bob]);
 }
