@@ -1,8 +1,8 @@
 //! Frames to messages, incrementally (docs/protocol.md, section 6). No sockets.
 
-use bytes::buf::Limit;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
+use super::intake::{Intake, LARGE, Progress};
 use super::tcp::TcpDecoder;
 use super::zmtp::{Command, ZmtpError};
 
@@ -10,12 +10,6 @@ pub const FLAG_MORE: u8 = 1;
 pub const FLAG_LONG: u8 = 2;
 pub const FLAG_COMMAND: u8 = 4;
 
-/// A frame above this many bytes is read into memory of its own; below, a whole message is copied out of the read
-/// buffer in one piece, so that what is kept of it never holds on to the buffer.
-pub const LARGE: usize = 32 * 1024;
-/// Bytes asked of the socket at once, at first and at most: an idle connection costs little memory, a busy one few calls.
-pub const READ_MIN: usize = 4 * 1024;
-pub const READ_MAX: usize = 64 * 1024;
 /// No command that we know is longer than a few hundred bytes.
 const MAX_COMMAND: usize = 4 * 1024;
 
@@ -35,67 +29,15 @@ pub enum Incoming {
     Message(Vec<Bytes>),
 }
 
-/// Turns the bytes of one connection into messages and commands.
+/// Turns the bytes of one connection into messages and commands. A whole message of small frames is copied out of the read buffer in
+/// one piece, so that what is kept of it never holds on to the buffer.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Read but not parsed.
-    buffer: BytesMut,
-    /// How much to ask of the socket next.
-    appetite: usize,
-    /// The chunks of the message under way, and their bytes including those of `large`.
-    chunks: Vec<Bytes>,
-    size: usize,
-    large: Option<Large>,
+    pub intake: Intake,
+    /// Whether frames of the message follow the large one under way.
+    more: bool,
     /// Where the chunks lie in the buffer; kept for its allocation only.
     spans: Vec<(usize, usize)>,
-}
-
-/// A large frame under way. Its memory grows with what has arrived, never with what was announced.
-#[derive(Debug)]
-pub struct Large {
-    payload: BytesMut,
-    length: usize,
-    more: bool,
-}
-
-impl Large {
-    pub fn new(length: usize, more: bool) -> Self {
-        Large {
-            payload: BytesMut::new(),
-            length,
-            more,
-        }
-    }
-
-    /// Where the next bytes from the socket go.
-    pub fn space(&mut self) -> Limit<&mut BytesMut> {
-        let missing = self.length.saturating_sub(self.payload.len());
-        if self.payload.capacity() == self.payload.len() {
-            // Doubling keeps the copying linear, and the whole bounded by twice what has really come.
-            self.payload
-                .reserve(missing.min(self.payload.len().max(READ_MAX)));
-        }
-        (&mut self.payload).limit(missing)
-    }
-
-    /// Takes what it lacks from the front of `buffer`; whether it is complete then.
-    pub fn fill(&mut self, buffer: &mut BytesMut) -> bool {
-        let missing = self.length.saturating_sub(self.payload.len());
-        let at_hand = missing.min(buffer.len());
-        self.payload
-            .extend_from_slice(buffer.get(..at_hand).unwrap_or_default());
-        buffer.advance(at_hand);
-        at_hand == missing
-    }
-
-    /// Bytes that have come.
-    pub fn held(&self) -> usize {
-        self.payload.len()
-    }
-
-    pub fn into_bytes(self) -> Bytes {
-        self.payload.freeze()
-    }
 }
 
 struct Header {
@@ -148,19 +90,11 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// As [`Decoder::space`].
-    pub fn space(&mut self) -> Limit<&mut BytesMut> {
+    /// The bytes, to be read into.
+    pub fn intake(&mut self) -> &mut Intake {
         match self {
-            Framing::Zmtp(decoder) => decoder.space(),
-            Framing::Tcp(decoder) => decoder.space(),
-        }
-    }
-
-    /// As [`Decoder::filled`].
-    pub fn filled(&mut self, read: usize) {
-        match self {
-            Framing::Zmtp(decoder) => decoder.filled(read),
-            Framing::Tcp(decoder) => decoder.filled(read),
+            Framing::Zmtp(decoder) => &mut decoder.intake,
+            Framing::Tcp(decoder) => &mut decoder.intake,
         }
     }
 
@@ -170,15 +104,6 @@ impl Framing {
             Framing::Zmtp(decoder) => decoder.next(limits),
             Framing::Tcp(decoder) => decoder.next(limits),
         }
-    }
-
-    /// Bytes that have come of the message under way.
-    pub fn held(&self) -> usize {
-        let (chunks, large) = match self {
-            Framing::Zmtp(decoder) => (&decoder.chunks, &decoder.large),
-            Framing::Tcp(decoder) => decoder.under_way(),
-        };
-        chunks.iter().map(Bytes::len).sum::<usize>() + large.as_ref().map_or(0, Large::held)
     }
 
     /// As [`Decoder::first_chunk`].
@@ -202,25 +127,8 @@ impl Decoder {
     /// A decoder that starts with bytes already read.
     pub fn new(buffer: BytesMut) -> Self {
         Decoder {
-            buffer,
+            intake: Intake::new(buffer),
             ..Decoder::default()
-        }
-    }
-
-    /// Where the next bytes from the socket go; never asks for more than a large frame still lacks.
-    pub fn space(&mut self) -> Limit<&mut BytesMut> {
-        if let Some(large) = &mut self.large {
-            return large.space();
-        }
-        self.appetite = self.appetite.clamp(READ_MIN, READ_MAX);
-        self.buffer.reserve(self.appetite);
-        (&mut self.buffer).limit(self.appetite)
-    }
-
-    /// To be told how many bytes the socket gave, so that the next read fits.
-    pub fn filled(&mut self, read: usize) {
-        if read >= self.appetite {
-            self.appetite = self.appetite.saturating_mul(2).min(READ_MAX);
         }
     }
 
@@ -229,17 +137,10 @@ impl Decoder {
     /// After an error about a limit the same call with wider limits goes on where this one stopped.
     pub fn next(&mut self, limits: &FrameLimits) -> Result<Option<Incoming>, ZmtpError> {
         loop {
-            if let Some(large) = &mut self.large
-                && !large.fill(&mut self.buffer)
-            {
-                return Ok(None);
-            }
-            if let Some(large) = self.large.take() {
-                let more = large.more;
-                self.chunks.push(large.into_bytes());
-                if !more {
-                    return Ok(Some(self.message()));
-                }
+            match self.intake.go_on() {
+                Progress::Lacking => return Ok(None),
+                Progress::Complete if !self.more => return Ok(Some(self.intake.message())),
+                Progress::Complete | Progress::Idle => {}
             }
             match self.scan(limits)? {
                 Scan::Found(incoming) => return Ok(Some(incoming)),
@@ -251,9 +152,9 @@ impl Decoder {
 
     /// The first chunk of the message at which [`Decoder::next`] stopped for a limit, if it has come.
     pub fn first_chunk(&self) -> Option<Bytes> {
-        self.chunks.first().cloned().or_else(|| {
+        self.intake.chunks.first().cloned().or_else(|| {
             let &(from, to) = self.spans.first()?;
-            Some(Bytes::copy_from_slice(self.buffer.get(from..to)?))
+            Some(Bytes::copy_from_slice(self.intake.buffer.get(from..to)?))
         })
     }
 
@@ -261,9 +162,9 @@ impl Decoder {
     fn scan(&mut self, limits: &FrameLimits) -> Result<Scan, ZmtpError> {
         self.spans.clear();
         let mut at = 0_usize;
-        let mut size = self.size;
+        let mut size = self.intake.size;
         loop {
-            let rest = self.buffer.get(at..).unwrap_or_default();
+            let rest = self.intake.buffer.get(at..).unwrap_or_default();
             let Some(header) = Header::parse(rest)? else {
                 break;
             };
@@ -281,29 +182,18 @@ impl Decoder {
                 // libzmq may put its heartbeat between the frames of a message.
                 let command = Command::parse(&Bytes::copy_from_slice(body))?;
                 self.take(at, size);
-                self.buffer.advance(header.size + header.length);
+                self.intake.buffer.advance(header.size + header.length);
                 return Ok(Scan::Found(Incoming::Command(command)));
             }
-            if header.length > limits.frame {
-                return Err(ZmtpError::FrameTooLarge {
-                    size: header.length,
-                    limit: limits.frame,
-                });
-            }
-            let with_this = size.saturating_add(header.length);
-            if with_this > limits.message {
-                return Err(ZmtpError::MessageTooLarge {
-                    size: with_this,
-                    limit: limits.message,
-                });
-            }
-            if self.chunks.len() + self.spans.len() >= limits.chunks {
+            let with_this = Intake::with(size, header.length, limits)?;
+            if self.intake.chunks.len() + self.spans.len() >= limits.chunks {
                 return Err(ZmtpError::TooManyChunks(limits.chunks));
             }
             if header.length > LARGE {
                 self.take(at, with_this);
-                self.buffer.advance(header.size);
-                self.large = Some(Large::new(header.length, header.more));
+                self.intake.buffer.advance(header.size);
+                self.more = header.more;
+                self.intake.begin_large(header.length);
                 return Ok(Scan::Large);
             }
             if payload.len() < header.length {
@@ -315,7 +205,7 @@ impl Decoder {
             self.spans.push((start, at));
             if !header.more {
                 self.take(at, size);
-                return Ok(Scan::Found(self.message()));
+                return Ok(Scan::Found(self.intake.message()));
             }
         }
         if at > LARGE {
@@ -326,67 +216,37 @@ impl Decoder {
 
     /// Moves the scanned chunks, which end at `end` in the buffer, to the message under way, now of `size` bytes.
     fn take(&mut self, end: usize, size: usize) {
-        self.size = size;
+        self.intake.size = size;
         if end > 0 {
-            let block = Bytes::copy_from_slice(self.buffer.get(..end).unwrap_or_default());
-            self.buffer.advance(end);
+            let block = Bytes::copy_from_slice(self.intake.buffer.get(..end).unwrap_or_default());
+            self.intake.buffer.advance(end);
             let chunks = self.spans.drain(..);
-            self.chunks
+            self.intake
+                .chunks
                 .extend(chunks.map(|(from, to)| block.slice(from..to)));
         }
-    }
-
-    fn message(&mut self) -> Incoming {
-        self.size = 0;
-        Incoming::Message(std::mem::take(&mut self.chunks))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::BufMut;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::intake::READ_MAX;
+    use crate::net::intake::tests::{self as intake, ROOMY};
     use crate::net::outbox::Outbox;
-    use crate::wire::Chunk;
 
-    const ROOMY: FrameLimits = FrameLimits {
-        frame: usize::MAX,
-        message: usize::MAX,
-        chunks: 64,
-    };
-
-    /// Everything that comes out when `pieces` are read one by one, as a socket would give them.
     fn decode(
         pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
         limits: &FrameLimits,
     ) -> Result<Vec<Incoming>, ZmtpError> {
-        let mut decoder = Decoder::default();
-        let mut found = Vec::new();
-        for piece in pieces {
-            let mut rest = piece.as_ref();
-            while !rest.is_empty() {
-                let mut space = decoder.space();
-                let read = rest.len().min(space.remaining_mut());
-                assert!(read > 0, "a decoder that needs more has space for it");
-                space.put_slice(&rest[..read]);
-                decoder.filled(read);
-                rest = &rest[read..];
-                while let Some(incoming) = decoder.next(limits)? {
-                    found.push(incoming);
-                }
-            }
-        }
-        Ok(found)
+        intake::decode(Framing::Zmtp(Decoder::default()), pieces, limits)
     }
 
     fn encode(messages: &[Vec<Vec<u8>>]) -> Vec<u8> {
-        let mut outbox = Outbox::default();
-        for message in messages {
-            let chunks: Vec<Chunk> = message.iter().cloned().map(Chunk::from).collect();
-            outbox.push(&chunks, 1);
-        }
-        crate::net::outbox::tests::drain(&mut outbox, usize::MAX).0
+        intake::encode(Outbox::default(), messages)
     }
 
     fn message(chunks: &[&[u8]]) -> Incoming {
@@ -440,9 +300,12 @@ mod tests {
     fn an_announced_length_takes_no_memory() {
         let mut decoder = Decoder::default();
         // 2^40 bytes announced, 3 sent.
-        decoder.space().put_slice(b"\x02\0\0\x01\0\0\0\0\0abc");
+        decoder
+            .intake
+            .space()
+            .put_slice(b"\x02\0\0\x01\0\0\0\0\0abc");
         assert_eq!(decoder.next(&ROOMY), Ok(None));
-        assert!(decoder.space().get_ref().capacity() <= 2 * READ_MAX);
+        assert!(decoder.intake.space().get_ref().capacity() <= 2 * READ_MAX);
     }
 
     #[test]
@@ -452,7 +315,7 @@ mod tests {
         let mut rest = &bytes[..];
         let mut fed = 0;
         let found = loop {
-            let mut space = decoder.space();
+            let mut space = decoder.intake.space();
             let read = rest.len().min(space.remaining_mut()).min(10_000);
             space.put_slice(&rest[..read]);
             fed += read;
@@ -460,7 +323,7 @@ mod tests {
             if let Some(found) = decoder.next(&ROOMY).unwrap() {
                 break found;
             }
-            assert!(decoder.space().get_ref().capacity() <= 2 * fed + 2 * READ_MAX);
+            assert!(decoder.intake.space().get_ref().capacity() <= 2 * fed + 2 * READ_MAX);
         };
         assert_eq!(found, message(&[&[7; 3_000_000]]));
     }

@@ -110,7 +110,7 @@ pub async fn greet(
             Some(Incoming::Message(_)) => {
                 return Err(HandshakeError::Refused("message before READY".to_owned()));
             }
-            None => total = read(stream, &mut decoder.space(), total).await?,
+            None => total = read(stream, &mut decoder.intake.space(), total).await?,
         }
     };
 

@@ -6,6 +6,7 @@
 mod connection;
 pub mod frame;
 mod handshake;
+pub mod intake;
 mod limits;
 mod listen;
 mod outbox;

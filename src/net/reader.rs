@@ -117,7 +117,7 @@ impl Reader<'_> {
                 Ok(Some(Incoming::Command(command))) => self.command(command).await?,
                 Ok(None) => match self.read_more().await? {
                     0 => return Ok(()),
-                    read => self.framing.filled(read),
+                    read => self.framing.intake().filled(read),
                 },
                 Err(
                     error @ (ZmtpError::MessageTooLarge { .. } | ZmtpError::FrameTooLarge { .. }),
@@ -139,11 +139,11 @@ impl Reader<'_> {
     /// go on sending.
     async fn read_more(&mut self) -> Result<usize, ReadEnd> {
         let parts = self.publisher.as_ref().map_or(0, |(_, node)| node.held());
-        let bytes = self.framing.held().saturating_add(parts);
+        let bytes = self.framing.intake().held().saturating_add(parts);
         let room = &self.context.shared.partial;
         let grown = self.held.grow(room, bytes).await;
         grown.map_err(|_| ReadEnd::Unheard)?;
-        let mut space = self.framing.space();
+        let mut space = self.framing.intake().space();
         let read = self.half.read_buf(&mut space);
         if self.held.is_any() {
             Ok(timeout(STALLED, read)
@@ -167,9 +167,13 @@ impl Reader<'_> {
                 Ok(Some(Incoming::Message(_))) => {
                     return Err(ZmtpError::Malformed("header of a node").into());
                 }
-                Ok(None) => match self.half.read_buf(&mut self.framing.space()).await? {
+                Ok(None) => match self
+                    .half
+                    .read_buf(&mut self.framing.intake().space())
+                    .await?
+                {
                     0 => return Err(ReadEnd::Closed),
-                    read => self.framing.filled(read),
+                    read => self.framing.intake().filled(read),
                 },
                 Err(error) => match self.framing.first_chunk() {
                     Some(identity) => break identity,

@@ -1,9 +1,9 @@
 //! The tcp dialect's handshake and framing (docs/protocol.md, 6.1), incrementally. No sockets, so that it can be fuzzed.
 
-use bytes::buf::Limit;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{FrameLimits, Incoming, LARGE, Large, READ_MAX, READ_MIN};
+use super::frame::{FrameLimits, Incoming};
+use super::intake::{Intake, LARGE, Progress};
 use super::zmtp::ZmtpError;
 use crate::wire::Channel;
 
@@ -49,105 +49,59 @@ impl Hello {
 /// Turns the bytes of one connection into messages. Empty messages, which are legal and mean nothing, are left out.
 #[derive(Debug, Default)]
 pub struct TcpDecoder {
-    /// Read but not parsed.
-    buffer: BytesMut,
-    /// How much to ask of the socket next.
-    appetite: usize,
+    pub intake: Intake,
     /// Chunks of the message under way that have not come yet; 0 between two messages.
     missing: usize,
-    chunks: Vec<Bytes>,
-    /// Bytes of the message under way, those of `large` included.
-    size: usize,
-    large: Option<Large>,
 }
 
 impl TcpDecoder {
     /// A decoder that starts with bytes already read.
     pub fn new(buffer: BytesMut) -> Self {
         TcpDecoder {
-            buffer,
-            ..TcpDecoder::default()
+            intake: Intake::new(buffer),
+            missing: 0,
         }
-    }
-
-    /// Where the next bytes from the socket go; never asks for more than a large chunk still lacks.
-    pub fn space(&mut self) -> Limit<&mut BytesMut> {
-        if let Some(large) = &mut self.large {
-            return large.space();
-        }
-        self.appetite = self.appetite.clamp(READ_MIN, READ_MAX);
-        self.buffer.reserve(self.appetite);
-        (&mut self.buffer).limit(self.appetite)
-    }
-
-    /// To be told how many bytes the socket gave, so that the next read fits.
-    pub fn filled(&mut self, read: usize) {
-        if read >= self.appetite {
-            self.appetite = self.appetite.saturating_mul(2).min(READ_MAX);
-        }
-    }
-
-    /// The chunks of the message under way that are complete, and the one that is not.
-    pub fn under_way(&self) -> (&Vec<Bytes>, &Option<Large>) {
-        (&self.chunks, &self.large)
     }
 
     /// The next message in what has been read so far, `None` when more bytes are needed.
     ///
     /// After an error about a limit of bytes the same call with wider limits goes on where this one stopped.
     pub fn next(&mut self, limits: &FrameLimits) -> Result<Option<Incoming>, ZmtpError> {
+        let intake = &mut self.intake;
         loop {
-            if let Some(large) = &mut self.large
-                && !large.fill(&mut self.buffer)
-            {
-                return Ok(None);
-            }
-            let chunk = if let Some(large) = self.large.take() {
-                large.into_bytes()
-            } else {
-                let Some((length, rest)) = number(&self.buffer) else {
-                    return Ok(None);
-                };
-                if self.missing == 0 {
-                    if length > limits.chunks {
-                        return Err(ZmtpError::TooManyChunks(limits.chunks));
+            match intake.go_on() {
+                Progress::Lacking => return Ok(None),
+                Progress::Complete => {}
+                Progress::Idle => {
+                    let Some((length, rest)) = number(&intake.buffer) else {
+                        return Ok(None);
+                    };
+                    if self.missing == 0 {
+                        if length > limits.chunks {
+                            return Err(ZmtpError::TooManyChunks(limits.chunks));
+                        }
+                        self.missing = length;
+                        intake.buffer.advance(NUMBER);
+                        continue;
                     }
-                    self.missing = length;
-                    self.buffer.advance(NUMBER);
-                    continue;
+                    let size = Intake::with(intake.size, length, limits)?;
+                    if length > LARGE {
+                        intake.size = size;
+                        intake.buffer.advance(NUMBER);
+                        intake.begin_large(length);
+                        continue;
+                    }
+                    let Some(payload) = rest.get(..length) else {
+                        return Ok(None);
+                    };
+                    intake.chunks.push(Bytes::copy_from_slice(payload));
+                    intake.size = size;
+                    intake.buffer.advance(NUMBER + length);
                 }
-                if length > limits.frame {
-                    return Err(ZmtpError::FrameTooLarge {
-                        size: length,
-                        limit: limits.frame,
-                    });
-                }
-                let size = self.size.saturating_add(length);
-                if size > limits.message {
-                    return Err(ZmtpError::MessageTooLarge {
-                        size,
-                        limit: limits.message,
-                    });
-                }
-                if length > LARGE {
-                    self.size = size;
-                    self.buffer.advance(NUMBER);
-                    self.large = Some(Large::new(length, false));
-                    continue;
-                }
-                let Some(payload) = rest.get(..length) else {
-                    return Ok(None);
-                };
-                let chunk = Bytes::copy_from_slice(payload);
-                self.size = size;
-                self.buffer.advance(NUMBER + length);
-                chunk
-            };
-            self.chunks.push(chunk);
+            }
             self.missing = self.missing.saturating_sub(1);
             if self.missing == 0 {
-                self.size = 0;
-                return Ok(Some(Incoming::Message(std::mem::take(&mut self.chunks))));
+                return Ok(Some(intake.message()));
             }
         }
     }
@@ -165,46 +119,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::net::outbox::{Outbox, tests::drain};
-    use crate::wire::Chunk;
+    use crate::net::frame::Framing;
+    use crate::net::intake::READ_MAX;
+    use crate::net::intake::tests::{self as intake, ROOMY};
+    use crate::net::outbox::Outbox;
 
-    const ROOMY: FrameLimits = FrameLimits {
-        frame: usize::MAX,
-        message: usize::MAX,
-        chunks: 64,
-    };
-
-    /// Everything that comes out when `pieces` are read one by one, as a socket would give them.
+    /// Everything that comes out, as the bytes of each chunk of each message.
     fn decode(
         pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
         limits: &FrameLimits,
     ) -> Result<Vec<Vec<Vec<u8>>>, ZmtpError> {
-        let mut decoder = TcpDecoder::default();
-        let mut found = Vec::new();
-        for piece in pieces {
-            let mut rest = piece.as_ref();
-            while !rest.is_empty() {
-                let mut space = decoder.space();
-                let read = rest.len().min(space.remaining_mut());
-                assert!(read > 0, "a decoder that needs more has space for it");
-                space.put_slice(&rest[..read]);
-                decoder.filled(read);
-                rest = &rest[read..];
-                while let Some(Incoming::Message(chunks)) = decoder.next(limits)? {
-                    found.push(chunks.iter().map(|chunk| chunk.to_vec()).collect());
-                }
-            }
-        }
-        Ok(found)
+        let found = intake::decode(Framing::Tcp(TcpDecoder::default()), pieces, limits)?;
+        let chunks = |incoming| match incoming {
+            Incoming::Message(chunks) => chunks.iter().map(|chunk| chunk.to_vec()).collect(),
+            Incoming::Command(_) => panic!("there are no commands here"),
+        };
+        Ok(found.into_iter().map(chunks).collect())
     }
 
     fn encode(messages: &[Vec<Vec<u8>>]) -> Vec<u8> {
-        let mut outbox = Outbox::tcp();
-        for message in messages {
-            let chunks: Vec<Chunk> = message.iter().cloned().map(Chunk::from).collect();
-            outbox.push(&chunks, 1);
-        }
-        drain(&mut outbox, usize::MAX).0
+        intake::encode(Outbox::tcp(), messages)
     }
 
     #[test]
@@ -287,7 +221,7 @@ mod tests {
     fn an_announced_length_costs_nothing() {
         let mut decoder = TcpDecoder::new(BytesMut::from(&b"\0\0\0\x01\x7f\xff\xff\xff"[..]));
         assert_eq!(decoder.next(&ROOMY), Ok(None));
-        assert!(decoder.space().get_mut().capacity() <= 2 * READ_MAX);
+        assert!(decoder.intake.space().get_mut().capacity() <= 2 * READ_MAX);
     }
 
     proptest! {
