@@ -83,6 +83,7 @@ class Driver:
         self.messages = []
         self.timers = {}
         self.jobs = []
+        self.purged = set()  # what it asked the server to delete as orphans
         self.sockets = {}
         self.context = zmq.Context()
         self.exit_reason = None
@@ -334,7 +335,11 @@ class Driver:
         porcelain.commit(self.repository, node.uuid)
         porcelain.push(self.repository, "origin", node.uuid)
         if isinstance(node.instance, (Scene, Collection)):
-            porcelain.purge_orphan_nodes(self.repository)
+            self.purge()
+
+    def purge(self):
+        self.purged.update(getattr(self.repository, "get_orphans_nodes", list)())
+        porcelain.purge_orphan_nodes(self.repository)
 
     def chunks(self, expression):
         """Raw frames from a Python expression, with a few helpers at hand."""
@@ -468,13 +473,13 @@ class Driver:
         for node in changed:
             porcelain.commit(self.repository, node.uuid)
             porcelain.push(self.repository, "origin", node.uuid)
-        porcelain.purge_orphan_nodes(self.repository)
+        self.purge()
 
     def do_rm(self, ref, dependencies=False):
         porcelain.rm(self.repository, self.node(ref).uuid, remove_dependencies=dependencies)
 
     def do_purge(self):
-        porcelain.purge_orphan_nodes(self.repository)
+        self.purge()
 
     def do_drag(self, refs, rate=30, seconds=1.0, key="location"):
         self.jobs.append(Drag(refs, rate, seconds, key))
