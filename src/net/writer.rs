@@ -27,6 +27,12 @@ const REPORT_AFTER: Duration = Duration::from_millis(20);
 /// At most this often there is a PING, and a report of progress within one message.
 const PING_EVERY: Duration = Duration::from_millis(250);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A PING waits for a silence of so long, and no longer than so long for one, or where writing never ends.
+const SILENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE_IN_FLOOD: Duration = Duration::from_secs(4);
+/// After so many messages without a silence and an answer they may fill the peer's queue.
+const MANY: u64 = 64;
 /// How long a closing connection may go without progress, and take in all, to write what is queued.
 const FLUSH_STALL: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
@@ -117,10 +123,14 @@ pub struct Writer<'a> {
     reported: Instant,
     /// Whether the peer knows PING.
     pings: bool,
-    /// Messages framed so far, and when the last PING was.
+    /// Messages framed so far, of which the last PING told, and when the next one may come.
     sent: u64,
     pinged: u64,
     ping_at: Instant,
+    /// Since when there is something to be asked for.
+    ping_wanted: Option<Instant>,
+    /// When something was written last.
+    written: Instant,
 }
 
 impl<'a> Writer<'a> {
@@ -149,6 +159,8 @@ impl<'a> Writer<'a> {
             sent: 0,
             pinged: 0,
             ping_at: now,
+            ping_wanted: None,
+            written: now,
         }
     }
 
@@ -225,22 +237,36 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds the commands that are due, and says when the next PING will be, if it is only too early for it.
+    ///
+    /// A PING must not be what follows when the peer's queue is full: libzmq then stops in the middle of what it has read. Should
+    /// the connection end before it goes on, it finds the PING there, wants to answer, and aborts the whole process, Blender
+    /// (`Assertion failed: !_io_error`). So either it comes alone, or further behind than libzmq reads at once.
     fn commands(&mut self) -> Option<Instant> {
         if let Some(context) = self.exchange.take_ping() {
             self.outbox.command(|out| zmtp::write_pong(out, &context));
         }
-        let wanted = self.pings
-            && self.sent > self.pinged
-            && self.exchange.pinged.load(Ordering::Acquire) == 0;
-        if !wanted {
+        let unconfirmed = self.sent.saturating_sub(self.pinged);
+        if !self.pings || unconfirmed == 0 || self.exchange.pinged.load(Ordering::Acquire) != 0 {
             return None;
         }
         let now = Instant::now();
-        if now < self.ping_at {
-            return Some(self.ping_at);
+        let wanted = *self.ping_wanted.get_or_insert(now);
+        let silent = self.written + SILENCE;
+        let due = if self.outbox.is_empty() {
+            silent.min(wanted + PATIENCE)
+        } else {
+            wanted + PATIENCE_IN_FLOOD
+        };
+        let due = due.max(self.ping_at);
+        if now < due {
+            return Some(due);
+        }
+        if now < silent || unconfirmed >= MANY {
+            self.outbox.command(zmtp::write_filler);
         }
         self.pinged = self.sent;
         self.ping_at = now + PING_EVERY;
+        self.ping_wanted = None;
         self.exchange.pinged.store(self.sent, Ordering::Release);
         let context = self.sent.to_be_bytes();
         self.outbox.command(|out| zmtp::write_ping(out, &context));
@@ -256,11 +282,12 @@ impl<'a> Writer<'a> {
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        self.written = Instant::now();
         let weight = self.outbox.advance(written);
         if weight > 0 {
             self.unreported = self.unreported.saturating_add(weight);
             if self.report_at.is_none() {
-                self.report_at = Some(Instant::now() + REPORT_AFTER);
+                self.report_at = Some(self.written + REPORT_AFTER);
             }
         } else if self.reported.elapsed() >= PROGRESS_EVERY {
             let events = &self.context.shared.events;

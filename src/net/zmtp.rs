@@ -11,6 +11,8 @@ pub const SIGNATURE: u8 = 0xFF;
 pub const GREETING_LEN: usize = 64;
 /// Longest identity in bytes; its length travels in one byte elsewhere in ZeroMQ.
 pub const MAX_IDENTITY: usize = 255;
+/// What libzmq reads from a connection at once, in bytes.
+pub const FILLER: usize = 8192;
 /// Longest context of a PING in bytes (RFC 37).
 pub const MAX_CONTEXT: usize = 16;
 /// Longest reason in an ERROR in bytes.
@@ -208,6 +210,13 @@ pub fn write_pong(out: &mut BytesMut, context: &[u8]) {
     let mut body = BytesMut::new();
     body.put_slice(b"\x04PONG");
     body.put_slice(context);
+    write_command(out, &body);
+}
+
+/// Appends a command that no peer knows, so that everybody passes it over: [`FILLER`] bytes that mean nothing.
+pub fn write_filler(out: &mut BytesMut) {
+    let mut body = [0; FILLER];
+    body[..7].copy_from_slice(b"\x06FILLER");
     write_command(out, &body);
 }
 

@@ -202,6 +202,37 @@ async fn pings_are_answered_and_arrivals_reported() {
     assert_eq!(from, id);
 }
 
+/// Behind messages that fill its queue, a PING in the 8 KiB that libzmq reads at once ends the whole Blender should the connection
+/// break then.
+#[tokio::test]
+async fn a_ping_keeps_its_distance_from_many_messages() {
+    let mut net = Net::start(Settings::default()).await;
+    let (mut raw, _, link) = net.raw(0, b"alice").await;
+    let mut messages = 0_u64;
+    for (count, distance) in [(3, 0), (200, 8192)] {
+        for _ in 0..count {
+            link.send(Outgoing::new(Outbound::Ping));
+        }
+        messages += count;
+        let mut between = 0;
+        let context = loop {
+            let (flags, body) = raw.frame().await;
+            if flags & 4 == 0 {
+                between = 0;
+                continue;
+            }
+            match body.strip_prefix(b"\x04PING\0\0") {
+                Some(context) => break context.to_vec(),
+                None => between += body.len(),
+            }
+        };
+        assert_eq!(context, messages.to_be_bytes());
+        assert!(between >= distance, "{between} bytes");
+        raw.send(&command(&[&b"\x04PONG"[..], &context].concat()))
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn peers_that_do_not_know_ping_get_none() {
     let mut net = Net::start(Settings::default()).await;
