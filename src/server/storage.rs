@@ -95,6 +95,7 @@ impl Core {
             self.slow = None;
         }
         if tokio::time::timeout(patience, &mut receipt).await.is_err() {
+            debug!("the disk is slow: changes are relayed before they are written");
             self.slow = Some((receipt, Instant::now()));
         }
     }

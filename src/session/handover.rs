@@ -1,7 +1,7 @@
 //! A stop that another start is to follow (docs/protocol.md, 3.9): who can wait for it is handed over and is not told to leave.
 
-use std::collections::{BTreeSet, HashMap};
-use std::time::SystemTime;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tracing::info;
@@ -21,6 +21,21 @@ const COME_AGAIN: &str = "the server restarts, please connect again in a moment"
 /// After a crash nobody knows how many data messages a client has not read yet. One that was not rendering has read all but a
 /// few; each costs it a turn of its main loop (docs/protocol.md, 3.11).
 const UNREAD_AFTER_CRASH: usize = 100;
+
+/// Somebody may have more unread all the same, old Nodes among it, which bring back what is deleted. Those who were there before a
+/// crash are therefore told of the last deletions again, so long after the start.
+const REMINDERS: [Duration; 3] = [
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+];
+
+/// Deletions from before a crash, and when there will be reminders of them.
+#[derive(Debug, Default)]
+pub(super) struct Reminders {
+    deleted: Vec<NodeId>,
+    due: VecDeque<Time>,
+}
 
 impl Session {
     /// Gets everybody ready for the next start. What comes in from now on still counts, but nobody new enters.
@@ -110,16 +125,35 @@ impl Session {
                 // A crash: what was lost with it nobody knows.
                 None => {
                     user.expect_unread(now, UNREAD_AFTER_CRASH);
-                    let deleted = self.deleted.iter();
-                    let gone = deleted.filter(|node| !self.graph.contains(node));
-                    for node in self.graph.ids().chain(gone) {
+                    for node in self.graph.ids().chain(&self.deleted) {
                         owe(user, &self.graph, node);
                     }
+                    self.reminders = Reminders {
+                        deleted: self.deleted.iter().cloned().collect(),
+                        due: REMINDERS.map(|after| now + after).into(),
+                    };
                 }
             }
         }
         for (identity, node) in waiting {
             self.wait_again(&identity, &node);
+        }
+    }
+
+    pub(super) fn tick_reminders(&mut self, now: Time) {
+        if self.reminders.due.front().is_none_or(|due| *due > now) {
+            return;
+        }
+        self.reminders.due.pop_front();
+        for client in self.clients.values_mut() {
+            let user = client.user.as_deref_mut();
+            if let Some(user) = user.filter(|user| user.since <= self.started && user.is_active()) {
+                for node in &self.reminders.deleted {
+                    if !self.graph.contains(node) {
+                        user.debts.deletion(node);
+                    }
+                }
+            }
         }
     }
 

@@ -230,6 +230,7 @@ pub struct Session {
     next_client: u64,
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
+    reminders: handover::Reminders,
     effects: VecDeque<Effect>,
     /// The server is about to end: nobody enters any more.
     stopping: bool,
@@ -259,6 +260,7 @@ impl Session {
             init_answers: VecDeque::new(),
             next_client: 0,
             deleted: VecDeque::new(),
+            reminders: handover::Reminders::default(),
             effects: VecDeque::new(),
             stopping: false,
             updates: 0,
@@ -318,6 +320,7 @@ impl Session {
         self.tick_heartbeats(now);
         self.tick_stalls(now);
         self.tick_rights(now);
+        self.tick_reminders(now);
         self.tick_heals(now);
         self.graph.tick(now);
         let ids: Vec<ClientId> = self.clients.keys().copied().collect();

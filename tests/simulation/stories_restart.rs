@@ -106,6 +106,29 @@ fn after_a_crash_everything_is_sent() {
 }
 
 #[test]
+fn what_was_deleted_before_a_crash_stays_deleted_at_who_is_far_behind() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.pause(bob, 20_000);
+    for n in 0..400 {
+        world.does(alice, |alice| alice.append(&id("world"), n));
+        world.run(20);
+    }
+    world.does(alice, |alice| alice.create("late", "Mesh", &[]));
+    world.run(6_000);
+    world.does(alice, |alice| alice.delete(&id("late")));
+    while world.scene().contains_key(&id("late")) {
+        world.step();
+    }
+    world.restart(Stop::Kill, 500);
+    world.run(40_000);
+    assert!(world[bob].graph.contains_key(&id("late")), "no test");
+    world.run(30_000);
+    assert!(!world[bob].graph.contains_key(&id("late")));
+    assert!(world[bob].is_active());
+    world.assert_converged();
+}
+
+#[test]
 fn what_a_slow_client_was_owed_is_not_forgotten() {
     let (mut world, [alice, bob]) = studio(["alice", "bob"]);
     // Bob has read nothing for a minute, and what fits on the way to him is full.
