@@ -28,7 +28,6 @@ use source::Sources;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    disable_help_subcommand = true,
     args_override_self = true,
     after_help = "An empty value counts as not given. Set passwords in the environment or in a file: \
                   a command line can be read by every user of the computer. \
@@ -53,8 +52,11 @@ pub enum Command {
         /// The backup's name, or latest
         name: String,
     },
-    /// Write the scene of a stopped server as a file that Blender can load
-    Export { file: PathBuf },
+    /// Write the scene of a stopped server as a file that Blender can load (a running one's console has this command, too)
+    Export {
+        /// The file to write, such as evening.db
+        file: PathBuf,
+    },
     #[command(flatten)]
     Tool(Tool),
 }
