@@ -32,7 +32,7 @@ const PROMPT: &str = "multiuser> ";
 /// Time within which a second Ctrl+C means it.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(3);
 
-/// The operator looks at an empty screen meanwhile.
+/// The operator looks at an empty screen meanwhile. What is not done by then goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For questions the operator did not ask: completion, and who would be hit by Ctrl+C.
