@@ -101,8 +101,13 @@ pub fn read_file(path: &Path) -> Result<SavedScene> {
 fn find(data_dir: &Path, name: &str) -> Result<PathBuf> {
     let backups = list(data_dir)?;
     if name == LATEST {
-        let good = |backup: &&BackupInfo| store::verify(&backup.path) != Verified::No;
-        return match backups.iter().rev().find(good) {
+        // Names of ours only rise; another name says nothing about a file's age.
+        let (ours, others): (Vec<_>, Vec<_>) = backups
+            .iter()
+            .rev()
+            .partition(|backup| backup.name().starts_with("session_"));
+        let good = |backup: &&&BackupInfo| store::verify(&backup.path) != Verified::No;
+        return match ours.iter().chain(&others).find(good) {
             Some(backup) => Ok(backup.path.clone()),
             None if backups.is_empty() => bail!("{}", none_in(data_dir)),
             None => bail!("none of the backups is whole; `backups` shows them"),
@@ -287,6 +292,13 @@ mod tests {
             error.contains("damaged") && error.contains("`backups`"),
             "{error}"
         );
+        fs::copy(
+            backups.join("session_20260504_101500.db"),
+            backups.join("weekend.db"),
+        )
+        .unwrap();
+        let (latest, _) = read(dir.path(), LATEST).unwrap();
+        assert_eq!(latest, "session_20260504_101500.db");
         let error = format!("{:#}", restore_at_next_start(dir.path(), "no").unwrap_err());
         assert!(error.contains("`backups` lists"), "{error}");
     }
