@@ -290,8 +290,10 @@ docker_installed() { has docker && docker inspect "$CONTAINER" >/dev/null 2>&1; 
 docker_image() { docker image inspect -f '{{.Id}}' "$1" 2>/dev/null || true; }
 
 docker_build() {
-    local memory arguments=()
-    memory=$(awk '/^(MemAvailable|SwapFree):/ { kb += $2 } END { print int(kb / 1024) }' "${MEMINFO:-/proc/meminfo}")
+    local kilobytes memory arguments=()
+    # A sum, which is worked out as one below.
+    kilobytes=$(sed -n 's/^\(MemAvailable\|SwapFree\): *\([0-9]*\) kB/\2/p' "${MEMINFO:-/proc/meminfo}" | paste -sd+)
+    memory=$((kilobytes / 1024))
     [ "$memory" -ge 1500 ] || warn "only $memory MB of memory are free; if the build is killed, add swap: fallocate -l 2G /swap && chmod 600 /swap && mkswap /swap && swapon /swap"
     say "building the image; the first time this takes some minutes"
     [ -z "${BUILD_IMAGE:-}" ] || arguments=(--build-arg "BUILD_IMAGE=$BUILD_IMAGE")

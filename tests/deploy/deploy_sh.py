@@ -105,7 +105,7 @@ def a_dry_run_changes_nothing_and_says_what_it_would_do():
                              ("/tmp/ubuntu", "apt-get install -y docker.io docker-compose"),
                              ("/tmp/fedora", "dnf install -y moby-engine docker-compose")):
         said = computer.deploy("--dry-run", user="1000", env=(f"OS_RELEASE={release}",))
-        for expected in (install, "docker build", "would write .env", "chown -R 10001:10001", "up -d"):
+        for expected in (install, "docker build", "would write .env", "chown -RH 10001:10001", "up -d"):
             assert expected in said, (expected, said)
     assert "ufw allow 5555:5558/tcp" in computer.deploy("--dry-run")
     meminfo = "MemTotal: 2000000 kB\nMemAvailable: %d kB\nSwapFree: 512000 kB\n"
