@@ -189,11 +189,12 @@ def docker_stories(computer):
     assert admin in said and everybody in said and "Ctrl+P Ctrl+Q" in said, said
     assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started and (PLACE / ".env").read_text() == settings
 
-    images = lambda: run("docker", "images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
-    before = computer.files(), images()
+    images = lambda: sorted(run("docker", "images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").splitlines())
+    before = [*computer.files(), images()]
     assert "would run: docker build" in computer.deploy("--dry-run", "--update")
     assert "would run: compose down" in computer.deploy("--dry-run", "--uninstall")
-    assert (computer.files(), images()) == before
+    after = [*computer.files(), images()]
+    assert after == before, [sorted(set(one) ^ set(other)) for one, other in zip(before, after)]
     assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started
 
     alice = host(port, admin, server_password=everybody)
