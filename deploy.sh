@@ -54,6 +54,8 @@ write_private() {
         cat >/dev/null
         say "would write $1, readable by its owner only"
     else
+        # One that an earlier run has left may be readable by others.
+        rm -f "$1.new"
         (umask 077 && cat >"$1.new") && mv "$1.new" "$1"
     fi
 }
@@ -91,7 +93,7 @@ parse_arguments() {
         given_binary=$(realpath "$given_binary")
     fi
     # What is installed already needs no flag to be found.
-    if [ "$way_given" = no ] && [ "$action" != install ] && [ -e "$UNIT" ] && [ ! -e .env ]; then way=systemd; fi
+    if [ "$way_given" = no ] && [ "$action" != install ] && [ -e "$UNIT" ] && ! docker_installed; then way=systemd; fi
 }
 
 require_root() {
@@ -250,11 +252,12 @@ with_passwords() {
 }
 
 docker_settings() {
-    local last
+    local last kept
     step "Settings"
     if [ -e .env ]; then
         say "keeping those in $PWD/.env"
     else
+        [ -r .env.example ] || die "there is no .env.example beside this script" "It needs the whole checkout: get that anew."
         say "making $PWD/.env, with new passwords"
         with_passwords <.env.example | write_private .env
         # Whoever has put this directory here may read it, too.
@@ -264,7 +267,8 @@ docker_settings() {
     last=$(setting LAST_PORT .env)
     if [ "${last:-5558}" != "$port_last" ]; then
         say "LAST_PORT becomes $port_last, as PORT is $port_first"
-        { sed '/^LAST_PORT=/d' .env && printf 'LAST_PORT=%s\n' "$port_last"; } | write_private .env
+        kept=$(sed '/^LAST_PORT=/d' .env)
+        printf '%s\nLAST_PORT=%s\n' "$kept" "$port_last" | write_private .env
         run chown --reference=. .env
     fi
 }
@@ -278,7 +282,7 @@ docker_read() {
 docker_data() {
     [ -d "$data" ] || run mkdir -p "$data"
     # Docker would make it root's; the server is not root.
-    run chown -R "$IMAGE_USER" "$data"
+    run chown -RH "$IMAGE_USER" "$data"
 }
 
 docker_running() { [ "$(docker inspect -f '{{.State.Running}}' "$CONTAINER" 2>/dev/null)" = true ]; }
@@ -286,8 +290,10 @@ docker_installed() { has docker && docker inspect "$CONTAINER" >/dev/null 2>&1; 
 docker_image() { docker image inspect -f '{{.Id}}' "$1" 2>/dev/null || true; }
 
 docker_build() {
-    local memory arguments=()
-    memory=$(($(sed -n 's/^\(MemAvailable\|SwapFree\): *\([0-9]*\) kB/\2/p' /proc/meminfo | paste -sd+) / 1024))
+    local kilobytes memory arguments=()
+    # A sum, which is worked out as one below.
+    kilobytes=$(sed -n 's/^\(MemAvailable\|SwapFree\): *\([0-9]*\) kB/\2/p' "${MEMINFO:-/proc/meminfo}" | paste -sd+)
+    memory=$((kilobytes / 1024))
     [ "$memory" -ge 1500 ] || warn "only $memory MB of memory are free; if the build is killed, add swap: fallocate -l 2G /swap && chmod 600 /swap && mkswap /swap && swapon /swap"
     say "building the image; the first time this takes some minutes"
     [ -z "${BUILD_IMAGE:-}" ] || arguments=(--build-arg "BUILD_IMAGE=$BUILD_IMAGE")
@@ -295,6 +301,7 @@ docker_build() {
 }
 
 docker_start() {
+    restarts=0
     run compose up -d --no-build || return
     restarts=$(docker_restarts)
 }
@@ -302,7 +309,7 @@ docker_restarts() { docker inspect -f '{{.RestartCount}}' "$CONTAINER" 2>/dev/nu
 docker_stop() { run compose stop; }
 docker_healthy() { docker exec "$CONTAINER" "$NAME" health >/dev/null 2>&1; }
 docker_given_up() { [ "$(docker_restarts)" -ge $((restarts + 3)) ]; }
-docker_log() { docker logs --tail 15 "$CONTAINER" 2>&1 | sed 's/^/       /'; }
+docker_log() { docker logs --tail 15 "$CONTAINER" 2>&1 | sed 's/^/       /' || true; }
 docker_control() { docker exec "$CONTAINER" "$NAME" ctl "$@"; }
 
 docker_install() {
@@ -326,8 +333,9 @@ docker_install() {
 # Sets `is_new` to no if this is what runs already. Builds before anything is stopped.
 docker_get_new() {
     docker_read
-    old_version=$(docker_image "$NAME")
-    run docker tag "$NAME" "$NAME:previous"
+    # That of the container: an image may have been built by hand, or by an update that was cut off.
+    old_version=$(docker inspect -f '{{.Image}}' "$CONTAINER" 2>/dev/null || true)
+    run docker tag "$old_version" "$NAME:previous"
     docker_build || die "the new version could not be built; the old one runs on" "$(network_hint)"
     [ "$dry_run" = yes ] || [ "$(docker_image "$NAME")" != "$old_version" ] || is_new=no
 }
@@ -389,7 +397,9 @@ systemd_program() {
         program=$PWD/target/$NAME
         run take_from_image "$program"
     else
-        die "there is no program to install" "Give it with --binary FILE, put it here as ./$NAME, or install cargo or Docker to build it."
+        die "there is no program to install" "Give it with --binary FILE, put it here as ./$NAME, or install cargo or Docker to build it." \
+            "If you have cargo in your own account, which sudo does not see: cargo build --release, then" \
+            "sudo ./deploy.sh --systemd --binary target/release/$NAME"
     fi
     if [ "$dry_run" = no ]; then
         "$program" --version >/dev/null 2>&1 || die "$program does not run on this computer" "Is it for this kind of processor ($(uname -m))?"
@@ -445,7 +455,7 @@ systemd_start() { run systemctl restart "$NAME"; }
 systemd_stop() { run systemctl stop "$NAME"; }
 systemd_healthy() { systemd_running && PORT=$port_first BIND=$(setting BIND "$settings") "$BINARY" health >/dev/null 2>&1; }
 systemd_given_up() { systemctl is-failed --quiet "$NAME"; }
-systemd_log() { journalctl -u "$NAME" -n 15 --no-pager 2>/dev/null | sed 's/^/       /'; }
+systemd_log() { journalctl -u "$NAME" -n 15 --no-pager 2>/dev/null | sed 's/^/       /' || true; }
 systemd_control() { "$BINARY" --data-dir "$STATE" ctl "$@"; }
 
 systemd_install() {
@@ -594,7 +604,7 @@ pull_sources() {
 
 # A copy of the data directory of the stopped server, since an older version may not read what a newer one has written.
 copy_data() {
-    copy=$(readlink -f "$data").before-update
+    copy=$(readlink -f "$data").before-update || return
     run rm -rf "$copy"
     run cp -a --reflink=auto "$(readlink -f "$data")" "$copy"
 }
@@ -607,8 +617,10 @@ roll_back() {
     "${way}_log" >&2
     step "Going back to the old version"
     "${way}_stop" || true
-    mv "$real" "$failed"
-    cp -a --reflink=auto "$copy" "$real"
+    mv "$real" "$failed" ||
+        die "$real cannot be put aside; the server is stopped" "What it was before the update is in $copy: put that in its place."
+    cp -a --reflink=auto "$copy" "$real" ||
+        die "$copy cannot be copied to $real; the server is stopped" "Is there room on the disk? See: df -h" "What the new version left is in $failed."
     "${way}_switch_back"
     "${way}_start" || true
     healthy || die "the old version does not answer either" "Its data is in $copy, and what the new version made of it in $failed."
@@ -622,7 +634,7 @@ update_it() {
     is_new=yes
     "${way}_get_new"
     if [ "$is_new" = no ]; then
-        say "this is what runs already; nothing to do"
+        say "this version is installed already; nothing to do"
         return 0
     fi
     step "Backup"

@@ -1,13 +1,15 @@
 //! What the operator does with backups and session files.
 
-use std::fmt::Write;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::store::{self, BackupInfo, Health, SavedScene, State, StoreStatus, Verified};
+use crate::admin::render;
+use crate::store::{self, BackupInfo, FileError, Health, SavedScene, State, StoreStatus, Verified};
 
 /// The newest backup's name, for those who do not want to type one.
 const LATEST: &str = "latest";
@@ -16,38 +18,51 @@ const LATEST: &str = "latest";
 const SLOW: Duration = Duration::from_millis(100);
 
 /// The backups in a data directory as a table, oldest first. Reads all of each, to see whether it is whole.
-pub fn table(data_dir: &Path) -> String {
-    let backups = store::list(data_dir);
+pub fn table(data_dir: &Path) -> Result<String> {
+    let backups = list(data_dir)?;
     if backups.is_empty() {
-        return format!(
-            "There is no backup in {}.",
-            data_dir.join("backups").display()
-        );
+        return Ok(none_in(data_dir));
     }
-    let mut text = String::new();
-    for backup in backups {
-        let verified = match store::verify(&backup.path) {
-            Verified::Yes => "verified",
-            Verified::Foreign => "not one of ours",
-            Verified::No => "DAMAGED",
-        };
-        let (nodes, reason, users) = match &backup.about {
-            Some(about) => (
-                about.nodes.to_string(),
-                about.reason.as_str(),
-                about.users.join(", "),
-            ),
-            None => ("?".into(), "", String::new()),
-        };
-        let _ = writeln!(
-            text,
-            "{}  {}  {nodes:>7} nodes  {:>10} bytes  {verified}  {reason}  {users}",
-            backup.name(),
-            local(backup.time),
-            backup.bytes,
-        );
+    let head = ["NAME", "MADE", "NODES", "SIZE", "STATE", "REASON", "USERS"];
+    Ok(render::table(head, backups.iter().map(row)))
+}
+
+fn row(backup: &BackupInfo) -> [String; 7] {
+    let state = match store::verify(&backup.path) {
+        Verified::Yes => "verified",
+        Verified::Foreign => "not one of ours",
+        Verified::No => "DAMAGED",
+    };
+    let about = backup.about.as_ref();
+    [
+        backup.name(),
+        local(backup.time),
+        about.map_or("?".into(), |about| about.nodes.to_string()),
+        render::bytes(backup.bytes),
+        state.into(),
+        about.map_or("-".into(), |about| about.reason.clone()),
+        about.map_or(String::new(), |about| about.users.join(", ")),
+    ]
+}
+
+/// The backups, oldest first. Fails where they may not be looked at, which is not the same as that there are none.
+fn list(data_dir: &Path) -> Result<Vec<BackupInfo>> {
+    match fs::read_dir(data_dir.join("backups")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            bail!(
+                "cannot look into {}: {error}; become the user that the server runs as, for example with sudo",
+                data_dir.display()
+            )
+        }
+        _ => Ok(store::list(data_dir)),
     }
-    text
+}
+
+fn none_in(data_dir: &Path) -> String {
+    format!(
+        "there is no backup in {}; --data-dir names another data directory",
+        data_dir.join("backups").display()
+    )
 }
 
 /// Reads a backup by its name, or the newest one that can be relied on. Returns the name, too.
@@ -65,20 +80,37 @@ pub fn read(data_dir: &Path, name: &str) -> Result<(String, SavedScene)> {
 /// The scene of a session file.
 pub fn read_file(path: &Path) -> Result<SavedScene> {
     let limit = store::Settings::default().session_file_bytes;
-    let file = store::read_session_file(path, limit)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let file = store::read_session_file(path, limit).map_err(|error| {
+        let shown = path.display();
+        match &error {
+            FileError::Io(io)
+                if matches!(io.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
+            {
+                anyhow!("cannot read {shown}: {error}")
+            }
+            _ => anyhow!(
+                "{shown} is damaged, or no session file ({error}); `backups` tells which of the server's are whole"
+            ),
+        }
+    })?;
     file.state
         .scene
         .with_context(|| format!("there is no scene in {}", path.display()))
 }
 
 fn find(data_dir: &Path, name: &str) -> Result<PathBuf> {
-    let backups = store::list(data_dir);
+    let backups = list(data_dir)?;
     if name == LATEST {
-        let good = |backup: &&BackupInfo| store::verify(&backup.path) != Verified::No;
-        return match backups.iter().rev().find(good) {
+        // Names of ours only rise; another name says nothing about a file's age.
+        let (ours, others): (Vec<_>, Vec<_>) = backups
+            .iter()
+            .rev()
+            .partition(|backup| backup.name().starts_with("session_"));
+        let good = |backup: &&&BackupInfo| store::verify(&backup.path) != Verified::No;
+        return match ours.iter().chain(&others).find(good) {
             Some(backup) => Ok(backup.path.clone()),
-            None => bail!("there is no backup that could be restored"),
+            None if backups.is_empty() => bail!("{}", none_in(data_dir)),
+            None => bail!("none of the backups is whole; `backups` shows them"),
         };
     }
     let named = backups
@@ -95,13 +127,13 @@ pub fn restore_at_next_start(data_dir: &Path, name: &str) -> Result<String> {
     let path = find(data_dir, name)?;
     if store::in_use(data_dir) {
         bail!(
-            "a server is running on {}; type `restore {name}` at its console, or stop it first",
+            "a server is running on {}; type `restore {name}` at its console (blender-multiuser ctl restore {name}), or stop it first",
             data_dir.display()
         );
     }
     if store::verify(&path) == Verified::No {
         bail!(
-            "{} is damaged; `backups` shows which ones are not",
+            "{} is damaged; `backups` shows which ones are whole",
             path.display()
         );
     }
@@ -122,6 +154,13 @@ pub fn export_offline(data_dir: &Path, path: &Path) -> Result<String> {
             data_dir.display()
         );
     }
+    if store::in_use(data_dir) {
+        bail!(
+            "a server is running on {}; type `export {}` at its console (or with blender-multiuser ctl), or stop it first",
+            data_dir.display(),
+            path.display()
+        );
+    }
     let (_store, recovered) = store::open(data_dir, store::Settings::default())?;
     export(path, &recovered.state)
 }
@@ -129,12 +168,18 @@ pub fn export_offline(data_dir: &Path, path: &Path) -> Result<String> {
 /// Writes a scene as a session file that the add-on can load.
 pub fn export(path: &Path, state: &State) -> Result<String> {
     let Some(scene) = &state.scene else {
-        bail!("there is no scene to export");
+        bail!("there is no scene to export: nobody has pressed Init yet");
     };
     let path = std::path::absolute(path).context("give the whole path of the file")?;
     let shown = path.display();
     if path.exists() {
         bail!("{shown} is there already; choose another name, or remove it first");
+    }
+    if let Some(directory) = path.parent().filter(|directory| !directory.is_dir()) {
+        bail!(
+            "cannot write {shown}: there is no directory {}; make it, or choose another one",
+            directory.display()
+        );
     }
     store::export_session(&path, state).with_context(|| format!("cannot write {shown}"))?;
     Ok(format!("{} nodes written to {shown}", scene.nodes.len()))
@@ -211,6 +256,60 @@ fn local(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backups_are_a_table_also_of_what_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let backups = dir.path().join("backups");
+        assert!(table(dir.path()).unwrap().contains("--data-dir"));
+        fs::create_dir(&backups).unwrap();
+        let state = State {
+            scene: Some(SavedScene::default()),
+            ..State::default()
+        };
+        store::export_session(&backups.join("session_20260504_101500.db"), &state).unwrap();
+        fs::write(backups.join("session_20260504_101700.db"), "torn").unwrap();
+        let text = table(dir.path()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("NAME  ") && lines.len() == 3, "{text}");
+        for (line, words) in [
+            (
+                lines[1],
+                ["session_20260504_101500.db", " B ", "verified", "export"],
+            ),
+            (
+                lines[2],
+                ["session_20260504_101700.db", "4 B ", "DAMAGED", "-"],
+            ),
+        ] {
+            assert!(words.iter().all(|word| line.contains(word)), "{text}");
+        }
+        let error = format!(
+            "{:#}",
+            read(dir.path(), "session_20260504_101700").unwrap_err()
+        );
+        assert!(
+            error.contains("damaged") && error.contains("`backups`"),
+            "{error}"
+        );
+        fs::copy(
+            backups.join("session_20260504_101500.db"),
+            backups.join("weekend.db"),
+        )
+        .unwrap();
+        let (latest, _) = read(dir.path(), LATEST).unwrap();
+        assert_eq!(latest, "session_20260504_101500.db");
+        let error = format!("{:#}", restore_at_next_start(dir.path(), "no").unwrap_err());
+        assert!(error.contains("`backups` lists"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_looked_at_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("backups"), "").unwrap();
+        let error = table(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("cannot look into"), "{error}");
+    }
 
     #[test]
     fn what_was_lost_to_the_journal_is_said_to_be_saved_only_when_it_is() {

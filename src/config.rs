@@ -28,8 +28,9 @@ use source::Sources;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    disable_help_subcommand = true,
     args_override_self = true,
+    // Settings stand before and after a command, and no password shows in the help.
+    mut_args(|setting| setting.global(true).hide_env_values(true)),
     after_help = "An empty value counts as not given. Set passwords in the environment or in a file: \
                   a command line can be read by every user of the computer. \
                   Flags of replication.serve (-pwd, -apwd, -spwd, -lf) mean the same here."
@@ -53,8 +54,11 @@ pub enum Command {
         /// The backup's name, or latest
         name: String,
     },
-    /// Write the scene of a stopped server as a file that Blender can load
-    Export { file: PathBuf },
+    /// Write the scene of a stopped server as a file that Blender can load (a running one's console has this command, too)
+    Export {
+        /// The file to write, such as evening.db
+        file: PathBuf,
+    },
     #[command(flatten)]
     Tool(Tool),
 }
@@ -71,21 +75,13 @@ pub struct Config {
         long,
         env = "PORT",
         value_name = "NUMBER",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "5555", value_parser = or_default("5555", port))]
     pub port: u16,
 
     /// Addresses of this computer to listen on, separated by commas [default: all]
-    #[arg(
-        long,
-        env = "BIND",
-        value_name = "ADDRESSES",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "BIND", value_name = "ADDRESSES")]
     #[arg(default_value = "", hide_default_value = true, value_parser = bind)]
     pub bind: Bind,
 
@@ -94,43 +90,23 @@ pub struct Config {
         long,
         alias = "password",
         env = "ADMIN_PASSWORD",
-        value_name = "PASSWORD",
-        global = true,
-        hide_env_values = true
+        value_name = "PASSWORD"
     )]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(secret))]
     pub admin_password: Maybe<Secret>,
 
     /// File with the admin password, instead of the above
-    #[arg(
-        long,
-        env = "ADMIN_PASSWORD_FILE",
-        value_name = "FILE",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "ADMIN_PASSWORD_FILE", value_name = "FILE")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     admin_password_file: Maybe<PathBuf>,
 
     /// Password that everybody needs to connect [default: none, open to all who reach the server]
-    #[arg(
-        long,
-        env = "SERVER_PASSWORD",
-        value_name = "PASSWORD",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "SERVER_PASSWORD", value_name = "PASSWORD")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(secret))]
     pub server_password: Maybe<Secret>,
 
     /// File with the server password, instead of the above
-    #[arg(
-        long,
-        env = "SERVER_PASSWORD_FILE",
-        value_name = "FILE",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "SERVER_PASSWORD_FILE", value_name = "FILE")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     server_password_file: Maybe<PathBuf>,
 
@@ -140,67 +116,33 @@ pub struct Config {
         long,
         env = "TIMEOUT",
         value_name = "MS",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "5000", value_parser = or_default("5000", timeout))]
     pub timeout: Duration,
 
     /// Time a user whose connection broke has to come back with name and locks kept, in seconds
-    #[arg(
-        long,
-        env = "GRACE",
-        value_name = "S",
-        global = true,
-        hide_env_values = true,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "GRACE", value_name = "S", allow_negative_numbers = true)]
     #[arg(default_value = "5", value_parser = or_default("5", grace))]
     pub grace: Duration,
 
     /// Client versions that may work in one session, separated by commas, such as 0.9.9,0.9.10,0.10.2 [default: each by itself]
-    #[arg(
-        long,
-        env = "VERSIONS",
-        value_name = "VERSIONS",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "VERSIONS", value_name = "VERSIONS")]
     #[arg(default_value = "", hide_default_value = true, value_parser = versions)]
     pub versions: Versions,
 
     /// What to log: error, warn, info, debug or trace, each with what comes before it
-    #[arg(
-        short,
-        long,
-        env = "LOG_LEVEL",
-        value_name = "LEVEL",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(short, long, env = "LOG_LEVEL", value_name = "LEVEL")]
     #[arg(default_value = "info", value_parser = or_default("info", log_level))]
     pub log_level: LevelFilter,
 
     /// File to append the log to, as well as to standard error
-    #[arg(
-        long,
-        env = "LOG_FILE",
-        value_name = "FILE",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "LOG_FILE", value_name = "FILE")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     pub log_file: Maybe<PathBuf>,
 
     /// How lines are logged: text, or json with one object per line
-    #[arg(
-        long,
-        env = "LOG_FORMAT",
-        value_name = "FORMAT",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT")]
     #[arg(default_value = "text", value_parser = or_default("text", log_format))]
     pub log_format: LogFormat,
 
@@ -209,8 +151,6 @@ pub struct Config {
         long,
         env = "LOG_MAX_SIZE",
         value_name = "MB",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "10", value_parser = or_default("10", log_max_size))]
@@ -221,8 +161,6 @@ pub struct Config {
         long,
         env = "LOG_MAX_FILES",
         value_name = "NUMBER",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "5", value_parser = or_default("5", log_max_files))]
@@ -233,8 +171,6 @@ pub struct Config {
         long,
         env = "SAVE_INTERVAL",
         value_name = "S",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "120", value_parser = or_default("120", save_interval))]
@@ -245,37 +181,23 @@ pub struct Config {
         long,
         env = "MAX_BACKUPS",
         value_name = "NUMBER",
-        global = true,
-        hide_env_values = true,
         allow_negative_numbers = true
     )]
     #[arg(default_value = "10", value_parser = or_default("10", max_backups))]
     pub max_backups: usize,
 
     /// Session file, saved in Blender or by this server, to begin with where there is no scene yet
-    #[arg(
-        long,
-        env = "IMPORT",
-        value_name = "FILE",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "IMPORT", value_name = "FILE")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     pub import: Maybe<PathBuf>,
 
     /// Directory for what the server keeps
-    #[arg(
-        long,
-        env = "DATA_DIR",
-        value_name = "DIRECTORY",
-        global = true,
-        hide_env_values = true
-    )]
+    #[arg(long, env = "DATA_DIR", value_name = "DIRECTORY")]
     #[arg(default_value = "data", value_parser = or_default("data", path))]
     pub data_dir: PathBuf,
 
     /// A flag of the Python server. It changed nothing there either.
-    #[arg(long, global = true, hide = true)]
+    #[arg(long, hide = true)]
     pub attached: bool,
 
     /// Where each of the above came from.

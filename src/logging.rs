@@ -71,6 +71,11 @@ pub fn start(config: &Config) -> Result<Logs> {
     Ok(logs)
 }
 
+/// A time as log lines have it, in seconds: exact to the millisecond, and with no more digits than that.
+pub fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1e3
+}
+
 /// Lines go to standard error.
 pub fn stderr() -> Screen {
     Box::new(|line| {
@@ -245,6 +250,22 @@ mod tests {
         let (time, rest) = text.split_once(' ').unwrap();
         assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
         assert_eq!(rest.trim_start(), "INFO joined user=\"bob\" nodes=3\n");
+    }
+
+    #[test]
+    fn times_have_few_digits() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged_as(format, LevelFilter::INFO, None, |_| {
+                tracing::info!(
+                    seconds = seconds(Duration::from_nanos(197_554_945)),
+                    "joined"
+                );
+            });
+            assert!(
+                text.trim_end_matches(['}', '\n']).ends_with("0.197"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

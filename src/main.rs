@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         None | Some(Command::Serve) => serve(config),
-        Some(Command::Backups) => tell(Ok(backups::table(&config.data_dir))),
+        Some(Command::Backups) => tell(backups::table(&config.data_dir)),
         Some(Command::Restore { name }) => {
             tell(backups::restore_at_next_start(&config.data_dir, &name))
         }

@@ -101,18 +101,12 @@ pub fn admin_password(config: &Config) -> Result<AdminPassword> {
             });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| unwritable(&path)),
+        Err(error) => return Err(unwritable(config, &path, error)),
     }
     let secret = random()?;
     platform::create_private_dir(&config.data_dir)
         .and_then(|()| platform::write_private(&path, format!("{}\n", secret.reveal()).as_bytes()))
-        .map_err(|error| match platform::cure(&config.data_dir, &error) {
-            Some(cure) => anyhow::anyhow!(
-                "cannot write to the data directory {}: {error}: {cure}",
-                config.data_dir.display()
-            ),
-            None => anyhow::Error::new(error).context(unwritable(&path)),
-        })?;
+        .map_err(|error| unwritable(config, &path, error))?;
     Ok(AdminPassword {
         secret,
         origin: Origin::Made(path),
@@ -144,12 +138,17 @@ pub fn from_file(path: &Path) -> Result<Secret> {
     Ok(Secret::new(password))
 }
 
-fn unwritable(path: &Path) -> String {
-    format!(
-        "cannot keep the admin password in {}; make that directory writable for this user, \
-         choose another one with --data-dir, or set ADMIN_PASSWORD",
-        path.display()
-    )
+fn unwritable(config: &Config, path: &Path, error: io::Error) -> anyhow::Error {
+    match platform::cure(&config.data_dir, &error) {
+        Some(cure) => anyhow::anyhow!(
+            "cannot write to the data directory {}: {error}: {cure}",
+            config.data_dir.display()
+        ),
+        None => anyhow::Error::new(error).context(format!(
+            "cannot keep the admin password in {}; choose another directory with --data-dir, or set ADMIN_PASSWORD",
+            path.display()
+        )),
+    }
 }
 
 fn random() -> Result<Secret> {

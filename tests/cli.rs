@@ -42,7 +42,7 @@ fn with_input(command: &mut Command, lines: &str) -> Output {
 #[test]
 fn help_names_every_setting_and_no_password() {
     let dir = tempfile::tempdir().unwrap();
-    for flag in ["--help", "-h"] {
+    for flag in ["--help", "-h", "help"] {
         let output = binary(dir.path())
             .arg(flag)
             .env("ADMIN_PASSWORD", "tops3cret")
@@ -91,6 +91,9 @@ fn wrong_settings_are_one_line_and_code_2() {
         (&[], &[("PORT", "http")], "http"),
         (&["--timeout", "5"], &[], "milliseconds"),
         (&["surf"], &[], "surf"),
+        (&["users"], &[], "blender-multiuser ctl users"),
+        (&["kick", "bob"], &[], "blender-multiuser ctl kick"),
+        (&["stop"], &[], "blender-multiuser ctl exit"),
         (
             &["--server-password-file", "/no/such/file"],
             &[],

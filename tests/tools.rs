@@ -177,10 +177,11 @@ fn passwords_are_tried() {
 }
 
 #[test]
-fn a_port_too_high_is_corrected() {
+fn a_port_beside_the_right_one_is_corrected() {
     let server = Running::start(&[]);
-    let expected = format!("Enter {} instead", server.ports.command);
-    for port in [server.ports.data, server.ports.ttl, server.ports.ttl + 1] {
+    let right = server.ports.command;
+    let expected = format!("Enter {right} instead");
+    for port in (right - 3..=right + 3).filter(|port| *port != right) {
         assert_said(check(&[&format!("127.0.0.1:{port}")]), 1, &[&expected]);
     }
 }
@@ -370,6 +371,8 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
     assert_eq!(row("port"), ["6000", "environment", "PORT"]);
     assert_eq!(row("timeout"), ["5000", "default"]);
     assert_eq!(row("grace"), ["7", "flag", "--grace"]);
+    let data_dir = dir.path().to_str().unwrap();
+    assert_eq!(row("data-dir"), [data_dir, "environment", "DATA_DIR"]);
     assert_eq!(
         row("admin-password"),
         ["(hidden)", "flag", "--admin-password"]
@@ -483,7 +486,11 @@ mod ctl {
         server.child.wait().unwrap();
         let left = std::fs::symlink_metadata(server.socket()).unwrap();
         assert!(left.file_type().is_socket());
-        assert_said(server.ctl(&["users"]), 1, &["no server runs"]);
+        assert_said(
+            server.ctl(&["users"]),
+            1,
+            &["no server runs", "killed", "start it again"],
+        );
         let mut again = binary(server.dir.path())
             .args(["--port", "0", "--bind", "127.0.0.1"])
             .stdout(Stdio::null())

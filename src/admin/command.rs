@@ -112,7 +112,7 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "restore",
         arguments: "<name|latest>",
-        summary: "put a backup in the place of the scene; everybody gets it",
+        summary: "put a backup in the place of the scene; everybody connects again",
         details: "The running scene is backed up first. backups lists the names.",
         not: &["load", "rollback", "undo"],
         takes: Takes::Nothing,
@@ -129,7 +129,7 @@ pub const COMMANDS: &[Command] = &[
         name: "export",
         arguments: "<file.db>",
         summary: "write the scene as a session file that Blender can load",
-        details: "A relative name is relative to the directory that the server was started in. An existing file is replaced.",
+        details: "A relative name is relative to the directory that the server was started in. A file that is there already is not replaced.",
         not: &["dump"],
         takes: Takes::Nothing,
         parse: |rest| {
@@ -214,6 +214,13 @@ fn find(name: &str) -> Result<&'static Command, String> {
         })
 }
 
+/// The name of the command that goes by this one, here or elsewhere.
+pub fn known_as(name: &str) -> Option<&'static str> {
+    let known = find(name).ok();
+    let elsewhere = || COMMANDS.iter().find(|command| command.not.contains(&name));
+    Some(known.or_else(elsewhere)?.name)
+}
+
 /// The command that was probably meant: known by that name elsewhere, begun, or mistyped.
 fn nearest(name: &str) -> Option<&'static Command> {
     // Distances take time that grows with the square of the length, and no long name is near to a short one.
@@ -279,7 +286,7 @@ fn help(rest: &str) -> Result<String, String> {
     let mut text = String::from("Commands:\n");
     for command in COMMANDS {
         let usage = format!("{} {}", command.name, command.arguments);
-        let _ = writeln!(text, "  {usage:<22}{}", command.summary);
+        let _ = writeln!(text, "  {usage:<23}{}", command.summary);
     }
     text.push_str("help <command> explains one of them.");
     Ok(text)

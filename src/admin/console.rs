@@ -32,7 +32,7 @@ const PROMPT: &str = "multiuser> ";
 /// Time within which a second Ctrl+C means it.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(3);
 
-/// The operator looks at an empty screen meanwhile.
+/// The operator looks at an empty screen meanwhile. What is not done by then goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For questions the operator did not ask: completion, and who would be hit by Ctrl+C.
@@ -158,7 +158,7 @@ fn read_lines(operator: &Operator, mut input: impl BufRead) {
 struct Dialogue {
     operator: Operator,
     terminal: Terminal,
-    editor: Editor<Completion, DefaultHistory>,
+    editor: LineEditor<Box<dyn Fn() -> Vec<String> + Send>>,
     history: PathBuf,
     interrupted: Option<Instant>,
 }
@@ -170,13 +170,12 @@ impl Dialogue {
         logs: &Logs,
         history: PathBuf,
     ) -> rustyline::Result<Self> {
-        let settings = rustyline::Config::builder()
-            .completion_type(CompletionType::List)
-            .max_history_size(HISTORY)?
-            .build();
-        let memory = DefaultHistory::with_config(&settings);
-        let mut editor = Editor::with_history(settings, memory)?;
-        editor.set_helper(Some(Completion(operator.clone())));
+        let asked = operator.clone();
+        let names = move || {
+            let users = status(&asked).into_iter().flat_map(|status| status.users);
+            users.map(|user| user.name).collect()
+        };
+        let mut editor = line_editor::<Box<dyn Fn() -> Vec<String> + Send>>(Box::new(names))?;
         // Suspending would freeze the session of everybody.
         editor.bind_sequence(KeyEvent::ctrl('Z'), Cmd::Noop);
         let mut printer = editor.create_external_printer()?;
@@ -304,10 +303,25 @@ fn status(operator: &Operator) -> Option<Status> {
     }
 }
 
-/// Completes commands, and the names of those who are connected at that moment.
-struct Completion(Operator);
+/// Reads lines at a terminal, with history and completion.
+pub type LineEditor<F> = Editor<Completion<F>, DefaultHistory>;
 
-impl Completer for Completion {
+/// One for commands; `names` tells who is connected.
+pub fn line_editor<F: Fn() -> Vec<String>>(names: F) -> rustyline::Result<LineEditor<F>> {
+    let settings = rustyline::Config::builder()
+        .completion_type(CompletionType::List)
+        .max_history_size(HISTORY)?
+        .build();
+    let memory = DefaultHistory::with_config(&settings);
+    let mut editor = Editor::with_history(settings, memory)?;
+    editor.set_helper(Some(Completion(names)));
+    Ok(editor)
+}
+
+/// Completes commands, and the names of those who are connected at that moment.
+pub struct Completion<F>(F);
+
+impl<F: Fn() -> Vec<String>> Completer for Completion<F> {
     type Candidate = String;
 
     fn complete(
@@ -316,16 +330,13 @@ impl Completer for Completion {
         position: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(command::complete(line, position, || {
-            let users = status(&self.0).into_iter().flat_map(|status| status.users);
-            users.map(|user| user.name).collect()
-        }))
+        Ok(command::complete(line, position, &self.0))
     }
 }
 
-impl Hinter for Completion {
+impl<F> Hinter for Completion<F> {
     type Hint = String;
 }
-impl Highlighter for Completion {}
-impl Validator for Completion {}
-impl Helper for Completion {}
+impl<F> Highlighter for Completion<F> {}
+impl<F> Validator for Completion<F> {}
+impl<F: Fn() -> Vec<String>> Helper for Completion<F> {}

@@ -113,8 +113,13 @@ pub fn trouble(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => format!(
             "{shown} is for the user that the server runs as; become that user, for example with sudo"
         ),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-            "no server runs with this data directory ({shown}: {error}); name the server's with --data-dir or DATA_DIR"
+        io::ErrorKind::NotFound => format!(
+            "no server runs with this data directory: there is no {shown}; start it, or name the directory of the one that runs with \
+             --data-dir or DATA_DIR"
+        ),
+        io::ErrorKind::ConnectionRefused => format!(
+            "no server runs with this data directory: nobody listens at {shown}, which one that crashed or was killed has left; start \
+             it again (that goes on with its session)"
         ),
         _ => format!("{shown}: {error}"),
     }

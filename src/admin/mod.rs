@@ -116,7 +116,7 @@ pub struct UserStatus {
     pub admin: bool,
     /// Round trip of the heartbeat in ms, if known.
     pub ping: Option<u64>,
-    /// `lobby`, `initialising`, `joining 40/599`, `active`, `away`, `slow` …
+    /// `lobby`, `initialising`, `joining 23 % (40/599)`, `active`, `away`, `behind (7 nodes)` …
     pub state: String,
     pub address: SocketAddr,
     pub version: String,

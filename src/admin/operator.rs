@@ -27,7 +27,9 @@ const ONE_REQUEST: Duration = Duration::from_millis(500);
 pub enum Silence {
     #[error("The server has ended.")]
     Ended,
-    #[error("The server does not answer.")]
+    #[error(
+        "No answer yet: the server is still busy with it, or hangs. The log tells when it has saved or restored something."
+    )]
     Late,
 }
 

@@ -38,9 +38,17 @@ fn users(status: &Status) -> String {
     let head = [
         "NAME", "ADMIN", "PING MS", "STATE", "ADDRESS", "VERSION", "DIALECT", "LOCKS", "SINCE",
     ];
-    let mut rows = vec![head.map(String::from)];
-    rows.extend(status.users.iter().map(row));
-    let mut widths = [0; 9];
+    table(head, status.users.iter().map(row))
+}
+
+/// Columns as wide as they need to be, and their names above. What a terminal would not show as it is is spelled out.
+pub fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let shown = rows.into_iter().map(|row| row.map(|cell| escape(&cell)));
+    let rows: Vec<[String; N]> = [head.map(String::from)].into_iter().chain(shown).collect();
+    let mut widths = [0; N];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.width().max(*width);
@@ -65,12 +73,12 @@ fn users(status: &Status) -> String {
 
 fn row(user: &UserStatus) -> [String; 9] {
     [
-        escape(&user.name),
+        user.name.clone(),
         if user.admin { "yes" } else { "-" }.into(),
         user.ping.map_or_else(|| "-".into(), |ms| ms.to_string()),
-        escape(&user.state),
+        user.state.clone(),
         user.address.to_string(),
-        escape(&user.version),
+        user.version.clone(),
         user.dialect.into(),
         user.locks.to_string(),
         duration(user.since),
@@ -82,7 +90,11 @@ fn overview(status: &Status) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<9}{value}");
     };
-    let size = format!("{}, {}", count(status.nodes, "node"), bytes(status.bytes));
+    let size = format!(
+        "{}, {}",
+        count(status.nodes, "node"),
+        bytes(status.bytes as u64)
+    );
     let scene = match status.scene {
         SceneState::Empty => "none yet: an admin has to press Init in Blender".into(),
         SceneState::Initialising => format!("being sent by its first user, {size} so far"),
@@ -121,7 +133,7 @@ fn overview(status: &Status) -> String {
             } else {
                 format!("{} deliveries", status.deliveries)
             },
-            bytes(status.queued)
+            bytes(status.queued as u64)
         ),
     );
     for (index, text) in status.storage.iter().enumerate() {
@@ -137,7 +149,8 @@ pub(super) fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, noun
     format!("{number} {noun}{plural}")
 }
 
-fn bytes(bytes: usize) -> String {
+/// `12 B`, `1.5 MiB`.
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut name) = (bytes as f64, "B");
     for unit in UNITS {

@@ -5,10 +5,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::error::{ContextKind, ContextValue, ErrorKind as Wrong};
 use clap::{CommandFactory, FromArgMatches};
 
 use super::source::Sources;
 use super::{Cli, Config, Source, legacy};
+use crate::admin::command;
 use crate::password;
 
 impl Cli {
@@ -20,10 +22,28 @@ impl Cli {
         let mut command = legacy::with_environment(Self::command());
         let matches = command
             .try_get_matches_from_mut(legacy::with_long_flags(&arguments))
-            .map_err(|error| legacy::explain(error, &command, &arguments))?;
+            .map_err(|error| legacy::explain(error, &command, &arguments))
+            .map_err(point_to_console)?;
         let mut cli = Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         cli.config.sources = Sources::of(&command, &matches, &arguments);
         Ok(cli)
+    }
+}
+
+/// Commands of the console are for the server that runs, and go there by `ctl`.
+fn point_to_console(error: clap::Error) -> clap::Error {
+    let typed = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        (Wrong::InvalidSubcommand, Some(ContextValue::String(typed))) => typed,
+        _ => return error,
+    };
+    match command::known_as(typed) {
+        Some(name) => clap::Error::raw(
+            Wrong::InvalidSubcommand,
+            format!(
+                "'{typed}' is for the console of the running server: blender-multiuser ctl {name}\n"
+            ),
+        ),
+        None => error,
     }
 }
 

@@ -1,11 +1,13 @@
 //! The log file. What goes wrong with it is told, and costs nothing but the lines that could not be written.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+
+use crate::platform::append_private;
 
 /// A file that lines are appended to. When it has grown too large it becomes `FILE.1`, that `FILE.2` and so on.
 pub(super) struct LogFile {
@@ -25,7 +27,7 @@ pub(super) struct LogFile {
 
 impl LogFile {
     pub fn open(path: &Path, max_size: Option<u64>, kept: u32) -> Result<Self> {
-        let file = match append_to(path) {
+        let file = match append_private(path) {
             Ok(file) => file,
             Err(error) => {
                 let shown = path.display();
@@ -70,7 +72,7 @@ impl LogFile {
         // Deleted, moved, or gone with its directory: what is written to it would be lost.
         if self.file.is_none() || !fs::exists(&self.path)? {
             self.file = None;
-            self.file = Some(append_to(&self.path)?);
+            self.file = Some(append_private(&self.path)?);
             self.torn = false;
         }
         let Some(file) = &mut self.file else {
@@ -129,10 +131,6 @@ impl LogFile {
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +157,21 @@ mod tests {
         assert_eq!(file.append("ffffff\n"), None);
         assert_eq!(read(&path), "ffffff\n");
         assert!(!dir.path().join("log.1").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_reads_what_it_makes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut file = LogFile::open(&path, Some(10), 1).unwrap();
+        assert_eq!(file.append("aaaa aaaa\n"), None);
+        assert_eq!(file.append("bbbb bbbb\n"), None);
+        for path in [path, dir.path().join("log.1")] {
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{}", path.display());
+        }
     }
 
     #[test]

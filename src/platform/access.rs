@@ -28,11 +28,14 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     private_dir(DirBuilder::new().recursive(true)).create(path)
 }
 
-/// What lets this process write to a directory, where `error` says that it may not; `None`: something else is wrong.
+/// What lets this process write to a directory, where `error` says that it cannot; `None`: something else is wrong.
 pub fn cure(directory: &Path, error: &io::Error) -> Option<String> {
     match error.kind() {
         ErrorKind::ReadOnlyFilesystem => Some(
             "it is on a file system that is mounted read-only; mount it writable, or choose another one with --data-dir".into(),
+        ),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(
+            "the disk is full; make space on it, or choose a directory on another one with --data-dir".into(),
         ),
         ErrorKind::PermissionDenied => cure_of_denial(&absolute(directory)),
         _ => None,

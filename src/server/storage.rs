@@ -12,6 +12,7 @@ use crate::admin::{AdminCommand, AdminReply, StoreCommand};
 use crate::alarm::{CURED, Tell};
 use crate::backups;
 use crate::config::Config;
+use crate::logging;
 use crate::store::{
     self, BackupRequest, DiskStore, Record, Recovered, SaveResult, Saved, SavedScene,
 };
@@ -71,7 +72,7 @@ pub(super) async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)
             bytes = scene.bytes(),
             version = scene.version,
             source,
-            seconds = began.elapsed().as_secs_f32(),
+            seconds = logging::seconds(began.elapsed()),
             "Session restored from disk"
         );
     }
@@ -181,18 +182,12 @@ impl Core {
                 });
             }
             StoreCommand::Backups => {
-                tokio::task::spawn_blocking(move || {
-                    answer.send(AdminReply::Done(backups::table(&data_dir)))
-                });
+                tokio::task::spawn_blocking(move || answer.send(reply(backups::table(&data_dir))));
             }
             StoreCommand::Export { path } => {
                 let state = self.session.state();
                 tokio::task::spawn_blocking(move || {
-                    let reply = match backups::export(Path::new(&path), &state) {
-                        Ok(text) => AdminReply::Done(text),
-                        Err(error) => AdminReply::Failed(format!("{error:#}")),
-                    };
-                    answer.send(reply)
+                    answer.send(reply(backups::export(Path::new(&path), &state)))
                 });
             }
             StoreCommand::Restore { name } => {
@@ -205,7 +200,7 @@ impl Core {
                             backed_up: false,
                             answer,
                         })),
-                        Err(error) => drop(answer.send(AdminReply::Failed(format!("{error:#}")))),
+                        Err(error) => drop(answer.send(reply(Err(error)))),
                     }
                 });
             }
@@ -309,6 +304,13 @@ impl Core {
             },
         )
     }
+}
+
+fn reply(outcome: Result<String>) -> AdminReply {
+    outcome.map_or_else(
+        |error| AdminReply::Failed(format!("{error:#}")),
+        AdminReply::Done,
+    )
 }
 
 pub(super) fn report(result: Result<SaveResult, oneshot::error::RecvError>, reason: &str) {

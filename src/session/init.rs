@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use crate::logging::seconds;
 use crate::wire::message::{COMMON, Node, NodeId, Outbound, Outgoing};
 
 use super::client::{Client, State};
@@ -165,7 +166,7 @@ impl Session {
             info!(
                 user = &*user.name,
                 version,
-                seconds = now.saturating_duration_since(init.since).as_secs_f32(),
+                seconds = seconds(now.saturating_duration_since(init.since)),
                 "the session is initialised"
             );
             let author = user.name.clone();

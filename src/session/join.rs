@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, info};
 
+use crate::logging::seconds;
 use crate::wire::message::{MESSAGE_OVERHEAD, Node, NodeId, Outbound, Outgoing};
 use crate::wire::{Channel, dialect};
 
@@ -54,11 +55,16 @@ impl Join {
         self.undecided.is_some()
     }
 
-    /// How many nodes of how many are known to have been handled.
-    pub fn progress(&self) -> (usize, usize) {
+    /// How much is known to have been handled: nodes of how many, and percent of their bytes.
+    pub fn progress(&self) -> (usize, usize, usize) {
+        let unsent: usize = self.unsent.iter().map(|node| node.data.len()).sum();
+        let overhead = MESSAGE_OVERHEAD * self.unconfirmed.len();
+        let left = unsent + self.in_flight.saturating_sub(overhead);
+        let handled = self.bytes.saturating_sub(left);
         (
             self.total - self.unsent.len() - self.unconfirmed.len(),
             self.total,
+            (handled * 100).checked_div(self.bytes).unwrap_or(0),
         )
     }
 }
@@ -220,7 +226,7 @@ impl Session {
             user = &*user.name,
             nodes = join.total,
             bytes = join.bytes,
-            seconds = now.saturating_duration_since(join.since).as_secs_f32(),
+            seconds = seconds(now.saturating_duration_since(join.since)),
             changed_meanwhile = user.debts.len(),
             "joined"
         );

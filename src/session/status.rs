@@ -99,8 +99,8 @@ impl Session {
             State::Lobby => "lobby".to_owned(),
             State::Initialising => "initialising".to_owned(),
             State::Joining(join) => {
-                let (handled, total) = join.progress();
-                format!("joining {handled}/{total}")
+                let (handled, total, percent) = join.progress();
+                format!("joining {percent} % ({handled}/{total})")
             }
             State::Active if user.debts.is_empty() => "active".to_owned(),
             State::Active => format!("behind ({} nodes)", user.debts.len()),

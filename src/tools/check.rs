@@ -294,18 +294,11 @@ fn understood(text: &str) -> Login {
 /// Looks for a server at the ports that are easily mistaken for the right one.
 async fn elsewhere(address: SocketAddr) -> Option<u16> {
     let given = address.port();
-    let candidates = [
-        given.checked_sub(1),
-        given.checked_sub(2),
-        given.checked_sub(3),
-        Some(USUAL_PORT),
-    ];
+    let last = given.saturating_add(3);
+    let near = (given.saturating_sub(3).max(1)..=last).filter(|port| *port != given);
+    let usual = Some(USUAL_PORT).filter(|port| !(given.saturating_sub(3)..=last).contains(port));
     let mut asked = Vec::new();
-    for port in candidates
-        .into_iter()
-        .flatten()
-        .filter(|port| *port != given && *port != 0)
-    {
+    for port in near.chain(usual) {
         let address = SocketAddr::new(address.ip(), port);
         let asking =
             tokio::spawn(async move { probe::server_info(address, ELSEWHERE).await.is_ok() });

@@ -11,15 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rustyline::completion::Completer;
+use rustyline::ExternalPrinter;
 use rustyline::error::ReadlineError;
-use rustyline::highlight::Highlighter;
-use rustyline::hint::Hinter;
-use rustyline::history::DefaultHistory;
-use rustyline::validate::Validator;
-use rustyline::{CompletionType, Context, Editor, ExternalPrinter, Helper};
 
 use crate::admin::command;
+use crate::admin::console::line_editor;
 use crate::admin::control::{self, LINE_LIMIT, PATIENCE};
 use crate::config::Config;
 use crate::platform::Terminal;
@@ -182,12 +178,12 @@ fn is_exit(command: &str) -> bool {
 /// The prompt, with the server's log above it.
 fn prompt(line: Line, logs: Receiver<String>, terminal: Terminal) -> Result<ExitCode> {
     let line = Rc::new(RefCell::new(line));
-    let settings = rustyline::Config::builder()
-        .completion_type(CompletionType::List)
-        .build();
-    let memory = DefaultHistory::with_config(&settings);
-    let mut editor = Editor::with_history(settings, memory)?;
-    editor.set_helper(Some(Completion(line.clone())));
+    let asked = line.clone();
+    let mut editor = line_editor(move || {
+        let users = asked.borrow_mut().ask("users");
+        let users = users.map_or_else(|_| String::new(), |(_, names)| names);
+        users.lines().map(str::to_owned).collect()
+    })?;
     let mut printer = editor.create_external_printer()?;
     let leaving = Arc::new(AtomicBool::new(false));
     let leaves = leaving.clone();
@@ -226,30 +222,3 @@ fn prompt(line: Line, logs: Receiver<String>, terminal: Terminal) -> Result<Exit
         }
     }
 }
-
-/// Completes commands, and the names of those who are connected at that moment.
-struct Completion(Rc<RefCell<Line>>);
-
-impl Completer for Completion {
-    type Candidate = String;
-
-    fn complete(
-        &self,
-        text: &str,
-        position: usize,
-        _: &Context<'_>,
-    ) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(command::complete(text, position, || {
-            let users = self.0.borrow_mut().ask("users");
-            let users = users.map_or_else(|_| String::new(), |(_, names)| names);
-            users.lines().map(str::to_owned).collect()
-        }))
-    }
-}
-
-impl Hinter for Completion {
-    type Hint = String;
-}
-impl Highlighter for Completion {}
-impl Validator for Completion {}
-impl Helper for Completion {}

@@ -33,6 +33,7 @@ pub fn run(config: &Config) -> Result<ExitCode> {
         };
         let value = match config.written(id) {
             _ if secret && *source != Source::Default => HIDDEN.to_owned(),
+            _ if id == "data_dir" => config.data_dir.display().to_string(),
             Some(written) => escape(written),
             None => match setting.get_default_values().first() {
                 Some(default) if !default.is_empty() => default.to_string_lossy().into_owned(),

@@ -105,9 +105,15 @@ def a_dry_run_changes_nothing_and_says_what_it_would_do():
                              ("/tmp/ubuntu", "apt-get install -y docker.io docker-compose"),
                              ("/tmp/fedora", "dnf install -y moby-engine docker-compose")):
         said = computer.deploy("--dry-run", user="1000", env=(f"OS_RELEASE={release}",))
-        for expected in (install, "docker build", "would write .env", "chown -R 10001:10001", "up -d"):
+        for expected in (install, "docker build", "would write .env", "chown -RH 10001:10001", "up -d"):
             assert expected in said, (expected, said)
     assert "ufw allow 5555:5558/tcp" in computer.deploy("--dry-run")
+    meminfo = "MemTotal: 2000000 kB\nMemAvailable: %d kB\nSwapFree: 512000 kB\n"
+    for free, warned in ((307200, True), (2048000, False)):
+        computer.write("/tmp/meminfo", meminfo % free, "644")
+        said = computer.deploy("--dry-run", env=("MEMINFO=/tmp/meminfo",))
+        assert ("only 800 MB" in said) == warned, said
+    computer("rm", "/tmp/meminfo")
     computer.write("/usr/local/bin/systemctl", "#!/bin/sh\necho systemd 252\n")
     before = computer.files()
     said = computer.deploy("--dry-run", "--systemd", "--binary", "/bin/true")
@@ -183,11 +189,12 @@ def docker_stories(computer):
     assert admin in said and everybody in said and "Ctrl+P Ctrl+Q" in said, said
     assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started and (PLACE / ".env").read_text() == settings
 
-    images = lambda: run("docker", "images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
-    before = computer.files(), images()
+    images = lambda: sorted(run("docker", "images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").splitlines())
+    before = [*computer.files(), images()]
     assert "would run: docker build" in computer.deploy("--dry-run", "--update")
     assert "would run: compose down" in computer.deploy("--dry-run", "--uninstall")
-    assert (computer.files(), images()) == before
+    after = [*computer.files(), images()]
+    assert after == before, [sorted(set(one) ^ set(other)) for one, other in zip(before, after)]
     assert inspect("{{.Id}} {{.State.StartedAt}}", SERVER) == started
 
     alice = host(port, admin, server_password=everybody)
@@ -204,11 +211,17 @@ def docker_stories(computer):
     stamp_is_there(port, everybody, 7)
     assert "an update" in run("docker", "exec", SERVER, "blender-multiuser", "ctl", "backups")
 
+    # An update that was cut off when it had built the new image.
+    (PLACE / "Dockerfile").write_text("FROM blender-multiuser-built\nLABEL version=3\n")
+    computer("docker", "build", "-t", "blender-multiuser", ".")
+    computer.deploy("--update")
+    assert inspect('{{index .Config.Labels "version"}}', SERVER) == "3"
+
     # A version that does not come up.
     (PLACE / "Dockerfile").write_text('FROM blender-multiuser-built\nENTRYPOINT ["blender-multiuser", "--grace", "never"]\n')
     said = computer.deploy("--update", expect=1, env=("PATIENCE=20",))
     assert "the old version runs again" in said, said
-    assert inspect('{{index .Config.Labels "version"}}', SERVER) == "2"
+    assert inspect('{{index .Config.Labels "version"}}', SERVER) == "3"
     stamp_is_there(port, everybody, 7)
     # One that cannot even be built.
     started = inspect("{{.Id}} {{.State.StartedAt}}", SERVER)

@@ -3,7 +3,7 @@
 use blender_multiuser::wire::message::{Inbound, Outbound};
 use blender_multiuser::wire::pickle::Value;
 
-use super::client::Client;
+use super::client::{Client, State};
 use super::stories::{keep_log, studio};
 use super::user::first_push;
 use super::world::World;
@@ -181,4 +181,35 @@ fn a_join_is_seen_by_the_others() {
     assert_eq!(world[alice].online["bob"].status, 2);
     assert!(world[bob].online["alice"].admin && !world[alice].online["bob"].admin);
     assert!(world[alice].online["bob"].latency < 999);
+}
+
+#[test]
+fn how_far_somebody_has_joined_is_told_in_percent_of_the_bytes() {
+    let mut world = World::new(1);
+    let alice = world.admin("alice");
+    world.does(alice, |alice| {
+        for i in 0..200 {
+            alice.add(&format!("object-{i}"), "Object", &[]);
+        }
+    });
+    world.until("the lobby", |w| w[alice].state == State::Lobby);
+    world.does(alice, |alice| alice.init());
+    world.until_active(&[alice]);
+    let bob = world.user("bob");
+    let mut told: Vec<u32> = Vec::new();
+    while !world[bob].is_active() {
+        world.step();
+        let users = world.status().users;
+        let state = users
+            .iter()
+            .find_map(|user| user.state.strip_prefix("joining "));
+        if let Some((percent, nodes)) = state.and_then(|state| state.split_once(" % (")) {
+            assert!(nodes.ends_with("/200)"), "{nodes}");
+            told.push(percent.parse().unwrap());
+        }
+    }
+    assert!(told.is_sorted(), "{told:?}");
+    assert!(told[0] < 10 && told[told.len() - 1] > 90, "{told:?}");
+    told.dedup();
+    assert!(told.len() > 10, "{told:?}");
 }

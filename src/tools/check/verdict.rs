@@ -185,7 +185,7 @@ fn no_server(findings: &Findings) -> String {
     } = findings.ports;
     if let Some(port) = findings.elsewhere {
         return format!(
-            "Wrong port: the server answers at port {port}. Enter {port} instead of {command}."
+            "Wrong port: the server takes its commands at port {port}. Enter {port} instead of {command}."
         );
     }
     match &findings.reached[0] {
