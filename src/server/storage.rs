@@ -248,7 +248,9 @@ impl Core {
             let before = self.backup(reason);
             let loaded = self.loaded.clone();
             tokio::spawn(async move {
-                if let Ok(Err(error)) = before.await {
+                let before = before.await;
+                let before = before.unwrap_or_else(|_| Err("the store has ended".into()));
+                if let Err(error) = before {
                     let text = format!(
                         "nothing is changed, since the running scene could not be backed up: {error}"
                     );
@@ -263,7 +265,12 @@ impl Core {
             return;
         }
         // What was done meanwhile.
-        self.save(reason.into());
+        let meanwhile = self.ask_for_backup(BackupRequest {
+            reason: reason.into(),
+            last_of_scene: true,
+            ..BackupRequest::default()
+        });
+        tokio::spawn(async move { report(meanwhile.await, reason) });
         let now = Instant::now();
         let reply = match by {
             Successor::Nothing => self.session.admin(now, AdminCommand::New),
@@ -293,20 +300,19 @@ impl Core {
         reason: &str,
         even_if_unchanged: bool,
     ) -> oneshot::Receiver<SaveResult> {
+        self.ask_for_backup(BackupRequest {
+            reason: reason.to_owned(),
+            even_if_unchanged,
+            ..BackupRequest::default()
+        })
+    }
+
+    /// Has the session saved as it is now, with those who are in it.
+    fn ask_for_backup(&mut self, request: BackupRequest) -> oneshot::Receiver<SaveResult> {
         let state = self.session.state();
-        let users = state
-            .clients
-            .iter()
-            .map(|client| client.name.to_string())
-            .collect();
-        self.store.backup(
-            state,
-            BackupRequest {
-                reason: reason.to_owned(),
-                users,
-                even_if_unchanged,
-            },
-        )
+        let users = state.clients.iter();
+        let users = users.map(|client| client.name.to_string()).collect();
+        self.store.backup(state, BackupRequest { users, ..request })
     }
 }
 

@@ -180,7 +180,7 @@ impl Checkpoint {
     }
 
     /// What is opened next may be another one, so what this one holds is forgotten.
-    fn close(&mut self) {
+    pub fn close(&mut self) {
         self.content = Content::default();
         if let Some(db) = self.db.take() {
             // Dropping it writes, so it may well panic.

@@ -39,6 +39,24 @@ pub struct SavedScene {
     pub nodes: Vec<(Node, Vec<Commit>)>,
 }
 
+impl State {
+    /// The records that put this scene, and what was said in it, in the place of whatever is there. Nobody is logged in.
+    pub(super) fn records(&self, reason: &str, author: &UserName) -> Vec<Record> {
+        let scene = self.scene.iter();
+        let mut records: Vec<_> = scene
+            .flat_map(|scene| scene.records(reason, author))
+            .collect();
+        let chat = self.chat.iter().cloned();
+        records.extend(chat.map(|(id, line)| Record::Chat { id, line }));
+        let tasks = self.tasks.iter().cloned();
+        records.extend(tasks.map(|(id, task)| Record::Task {
+            id,
+            task: Some(task),
+        }));
+        records
+    }
+}
+
 impl SavedScene {
     /// Bytes of node data.
     pub fn bytes(&self) -> usize {
@@ -209,7 +227,8 @@ impl Fold {
                     .flat_map(|scene| scene.nodes.values_mut());
                 nodes.for_each(|node| node.stale = true);
             }
-            Record::ServerStarted { .. } => {}
+            // Whoever began another scene has gone without completing it, and this run goes on with the one before.
+            Record::ServerStarted { .. } => self.next = None,
             Record::ServerStopped { handover, .. } => self.handover = Some(handover),
             change => {
                 if let Some(scene) = self.next.as_mut().or(self.scene.as_mut()) {
