@@ -78,6 +78,13 @@ pub(super) async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)
     Ok((store, recovered))
 }
 
+/// Whether there has ever been a scene in this data directory, and its backups have not been cleared away.
+pub(super) async fn had_scene(data_dir: &Path) -> bool {
+    let data_dir = data_dir.to_owned();
+    let backups = tokio::task::spawn_blocking(move || store::list(&data_dir)).await;
+    backups.is_ok_and(|backups| backups.iter().any(|backup| backup.about.is_some()))
+}
+
 impl Core {
     /// Hands records to the kernel. A disk that is not done within a moment does not delay relays, nor do those after it.
     pub(super) async fn write(&mut self, records: Vec<Record>) {
@@ -211,13 +218,19 @@ impl Core {
         }
     }
 
-    /// Begins with the scene of a file. Not where there is a scene: a service that is started with the same flags again would go
-    /// back to the file's.
+    /// Begins with the scene of a file. Not where there is a scene, or has been one: a service that is started with the same flags again
+    /// would go back to the file's, in the face of everybody who has come to begin what `new` was typed for.
     pub(super) async fn import_scene(&mut self, path: &Path) -> Result<()> {
-        if self.session.has_scene() {
+        let why = match self.session.has_scene() {
+            true => Some("there is a scene already"),
+            false => had_scene(&self.data_dir)
+                .await
+                .then_some("there has been a scene already, of which there are backups"),
+        };
+        if let Some(why) = why {
             warn!(
                 file = %path.display(),
-                "not imported, for there is a scene already; to have this file in its place stop the server and copy it to {}",
+                "not imported, for {why}; to begin with this file all the same stop the server and copy it to {}",
                 self.data_dir.join("session_restore.db").display()
             );
             return Ok(());

@@ -84,7 +84,8 @@ impl Session {
     }
 
     /// The same on the other side of the restart: of those who are expected back, who is owed what.
-    pub(super) fn take_over(&mut self, now: Time, handover: Option<HandOver>) {
+    /// `recent`: nodes that were changed last, latest first.
+    pub(super) fn take_over(&mut self, now: Time, handover: Option<HandOver>, recent: &[NodeId]) {
         let HandOver { clients, waiting } = handover.unwrap_or_default();
         let mut clients: HashMap<Bytes, HandedOver> = clients
             .into_iter()
@@ -112,7 +113,9 @@ impl Session {
                     user.expect_unread(now, UNREAD_AFTER_CRASH);
                     let deleted = self.deleted.iter();
                     let gone = deleted.filter(|node| !self.graph.contains(node));
-                    for node in self.graph.ids().chain(gone) {
+                    // What was changed last is most likely to be missing.
+                    let recent = recent.iter().filter(|node| self.graph.contains(node));
+                    for node in recent.chain(self.graph.ids()).chain(gone) {
                         owe(user, &self.graph, node);
                     }
                 }

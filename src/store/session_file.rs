@@ -236,6 +236,7 @@ pub(super) fn read_with_owners(path: &Path, limit: u64) -> Result<SessionFile, F
             // The journal after it tells.
             clients: Vec::new(),
             deleted: Vec::new(),
+            recent: Vec::new(),
         },
         about,
         notes,

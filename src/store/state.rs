@@ -26,6 +26,8 @@ pub struct State {
     pub clients: Vec<SavedClient>,
     /// Nodes that were deleted lately: clients that come back after a crash may not have heard of it.
     pub deleted: Vec<NodeId>,
+    /// Nodes that were changed last, latest first: the same clients are likely to miss these.
+    pub recent: Vec<NodeId>,
 }
 
 /// A scene.
@@ -104,6 +106,8 @@ pub(super) struct Fold {
     clients: Vec<SavedClient>,
     /// Deleted before the first record.
     deleted: Vec<NodeId>,
+    /// Changed last before the first record.
+    recent: Vec<NodeId>,
     notes: Vec<String>,
     /// Of a stop in order, as long as nothing has come after it.
     handover: Option<HandOver>,
@@ -165,6 +169,7 @@ impl Fold {
             tasks: state.tasks,
             clients: state.clients,
             deleted: state.deleted,
+            recent: state.recent,
             ..Fold::default()
         }
     }
@@ -249,6 +254,8 @@ impl Fold {
         if self.next.is_some() {
             notes.push("journal: a new scene was not complete, so the one before is kept".into());
         }
+        let mut recent = self.scene.as_ref().map_or(Vec::new(), FoldScene::changed);
+        recent.append(&mut self.recent);
         let mut deleted = self.deleted;
         if let Some(scene) = &self.scene {
             let mut latest: Vec<_> = scene.deleted.iter().collect();
@@ -257,6 +264,7 @@ impl Fold {
         }
         let state = State {
             deleted,
+            recent,
             scene: self.scene.map(|scene| scene.finish(&mut notes)),
             chat: self.chat,
             tasks: self.tasks,
@@ -327,6 +335,14 @@ impl FoldScene {
             }
             _ => {}
         }
+    }
+
+    /// Nodes that records have changed, latest first.
+    fn changed(&self) -> Vec<NodeId> {
+        let nodes = self.nodes.iter().filter(|(_, node)| node.told > 0);
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.sort_by_key(|(_, node)| std::cmp::Reverse(node.told));
+        nodes.into_iter().map(|(id, _)| id.clone()).collect()
     }
 
     fn finish(self, notes: &mut Vec<String>) -> SavedScene {
@@ -473,6 +489,36 @@ mod tests {
             .map(|(node, _)| node.dependencies.clone())
             .collect();
         assert_eq!(dependencies, [vec![], vec!["a".into()], vec!["b".into()]]);
+    }
+
+    #[test]
+    fn what_was_changed_last_is_known() {
+        let scene = |id: &str| {
+            let Record::Node { id, data, .. } = put(id, &[]) else {
+                unreachable!()
+            };
+            let node = Node {
+                id,
+                owner: COMMON.into(),
+                dependencies: Vec::new(),
+                data,
+                kind: None,
+            };
+            (node, Vec::new())
+        };
+        let mut fold = Fold::new(State {
+            scene: Some(SavedScene {
+                nodes: ["a", "b", "c", "d"].map(scene).into(),
+                ..SavedScene::default()
+            }),
+            recent: vec!["d".into(), "b".into()],
+            ..State::default()
+        });
+        for id in ["c", "b", "c"] {
+            fold.record(put(id, &[]));
+        }
+        let recent: Vec<NodeId> = ["c", "b", "d", "b"].map(NodeId::from).into();
+        assert_eq!(fold.finish().0.recent, recent);
     }
 
     #[test]
