@@ -194,6 +194,8 @@ pub struct StoreStatus {
     /// The journal alone does not do any more: please call [`Store::backup`]. Says why.
     pub wants_save: Option<&'static str>,
     pub saving: bool,
+    /// There has been no backup for so long that the journal was cut: only the checkpoint holds what came before it.
+    pub checkpoint_alone: bool,
 }
 
 /// Why the store cannot be opened.

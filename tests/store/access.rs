@@ -114,7 +114,7 @@ fn what_may_not_be_read_is_no_reason_to_begin_with_less() {
     if root {
         chown(&segment, Some(0), Some(0)).unwrap();
     } else {
-        fs::set_permissions(&segment, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&segment, Permissions::from_mode(0o000)).unwrap();
     }
     let program = parent.path().join("server");
     fs::copy(env!("CARGO_BIN_EXE_blender-multiuser"), &program).unwrap();

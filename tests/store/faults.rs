@@ -379,3 +379,36 @@ fn what_is_saved_before_another_scene_comes_is_not_overtaken_by_it() {
         .collect();
     assert!(saved.contains(&3) && saved.last() == Some(&5), "{saved:?}");
 }
+
+#[test]
+fn a_journal_that_is_cut_without_a_backup_is_told() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let settings = Settings {
+        segment_bytes: 1_000,
+        journal_bytes: 5_000,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    disk.refuse("backups");
+    let mut now = state(3);
+    for round in 1..=8 {
+        assert!(round > 1 || !store.status().checkpoint_alone);
+        for n in 0..50 {
+            let _ = store.append(vec![change("node-00000", round * 100 + n)]);
+        }
+        now.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", round * 100 + 49);
+        back_up(&store, &now, "auto-save").unwrap_err();
+    }
+    wait_until("the save to end", || !store.status().saving);
+    let status = store.status();
+    assert!(status.checkpoint_alone && status.journal_size < 40_000);
+    disk.refuse("nothing");
+    back_up(&store, &now, "auto-save").unwrap();
+    wait_until("the save to end", || !store.status().saving);
+    assert!(!store.status().checkpoint_alone);
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state)["node-00000"], 849);
+}
