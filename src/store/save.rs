@@ -180,14 +180,17 @@ impl Saver {
                 Err(_) => {}
             }
         }
-        if let Some((request, answers)) = job.backup {
-            let result = self.backup(&job.state, job.position, job.changes, request);
-            well &= result.is_ok();
-            for answer in answers {
-                let _ = answer.send(result.clone());
-            }
-        }
+        let Some((request, answers)) = job.backup else {
+            self.trim();
+            return well;
+        };
+        let result = self.backup(&job.state, job.position, job.changes, request);
+        well &= result.is_ok();
         self.trim();
+        // When everything is as it will be.
+        for answer in answers {
+            let _ = answer.send(result.clone());
+        }
         well
     }
 
@@ -280,6 +283,9 @@ impl Saver {
                 left -= bytes;
             }
         }
-        lock(&shared.status).journal_size = left;
+        let mut status = lock(&shared.status);
+        status.journal_size = left;
+        status.checkpoint_alone =
+            self.backed_up.is_none() && (status.checkpoint_alone || keep != Position::default());
     }
 }

@@ -403,7 +403,10 @@ fn a_journal_that_is_cut_without_a_backup_is_told() {
     }
     wait_until("the save to end", || !store.status().saving);
     let status = store.status();
-    assert!(status.checkpoint_alone && status.journal_size < 40_000);
+    assert!(
+        status.checkpoint_alone && status.journal_size < 40_000,
+        "{status:?}"
+    );
     disk.refuse("nothing");
     back_up(&store, &now, "auto-save").unwrap();
     wait_until("the save to end", || !store.status().saving);
