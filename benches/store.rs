@@ -208,6 +208,7 @@ fn starts(python: &Path, megabytes: usize) {
         reason: "bench".into(),
         users: Vec::new(),
         even_if_unchanged: true,
+        ..BackupRequest::default()
     };
     let saved = store.backup(state, request).blocking_recv();
     saved.expect("an answer").expect("a disk that works");

@@ -85,6 +85,12 @@ fn trouble(status: &StoreStatus) -> Option<(&'static str, String)> {
             reason,
         ));
     }
+    if let Some(reason) = failing(&status.backups).filter(|_| status.checkpoint_alone) {
+        return Some((
+            "The server has made no backup for so long that its disk holds the scene only once. Whoever runs it should `export` the scene to another disk",
+            reason,
+        ));
+    }
     if let Some(reason) = failing(&status.backups).or_else(|| failing(&status.checkpoints)) {
         return Some((
             "The server cannot make backups. Changes are still kept in its journal, but its disk needs attention",
@@ -152,6 +158,19 @@ mod tests {
         assert_eq!(look(610, &unsaved), None);
         assert_eq!(look(611, &well), Some(Tell::Cured));
         assert_eq!(look(612, &well), None);
+    }
+
+    #[test]
+    fn a_journal_that_was_cut_without_a_backup_is_worse_than_no_backup() {
+        let (mut alarm, now) = (Alarm::default(), Instant::now());
+        let mut status = StoreStatus {
+            backups: failing("full"),
+            ..StoreStatus::default()
+        };
+        assert_eq!(told(alarm.look(now, &status)), Some(true));
+        assert_eq!(alarm.look(now, &status), None);
+        status.checkpoint_alone = true;
+        assert_eq!(told(alarm.look(now, &status)), Some(true));
     }
 
     #[test]

@@ -210,6 +210,11 @@ pub fn health(status: &StoreStatus) -> Vec<String> {
             status.lost
         ));
     }
+    if status.checkpoint_alone {
+        lines.push(
+            "there has been no backup for so long that only the checkpoint holds what came before the journal; `export` the scene to another disk".into(),
+        );
+    }
     if status.behind > SLOW {
         lines.push(format!(
             "the disk is slow: {} bytes wait for it, the oldest for {} ms",

@@ -186,7 +186,7 @@ pub struct Config {
     #[arg(default_value = "10", value_parser = or_default("10", max_backups))]
     pub max_backups: usize,
 
-    /// Session file, saved in Blender or by this server, to begin with where there is no scene yet
+    /// Session file, saved in Blender or by this server, to begin with where there is neither scene nor backup yet
     #[arg(long, env = "IMPORT", value_name = "FILE")]
     #[arg(default_value = "", hide_default_value = true, value_parser = optional(path))]
     pub import: Maybe<PathBuf>,

@@ -22,7 +22,7 @@ use crate::password::AdminPassword;
 use crate::session::{Effect, Event, Folded, Session, Settings, TICK};
 use crate::store::{Record, Recovered, Store, Written};
 
-use storage::{LOOK_AFTER_STORE, Replacement, SHUTDOWN, Successor, open_store, report};
+use storage::{LOOK_AFTER_STORE, Replacement, SHUTDOWN, Successor, had_scene, open_store, report};
 
 /// Events on their way from the connections to the session; when it is full, connections stop reading.
 const EVENTS: usize = 1024;
@@ -56,10 +56,11 @@ pub async fn run_on(
     requests: mpsc::Receiver<Request>,
     ready: impl FnOnce(Ports) -> Result<()>,
 ) -> Result<()> {
-    // Where there is a scene it is not looked at.
+    // Where there is a scene, or has been one, it is not looked at.
     if let Some(file) = config.import.as_deref()
         && recovered.state.scene.is_none()
         && !file.is_file()
+        && !had_scene(&config.data_dir).await
     {
         bail!("there is no file {} to import", file.display());
     }

@@ -37,9 +37,40 @@ pub fn cure(directory: &Path, error: &io::Error) -> Option<String> {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(
             "the disk is full; make space on it, or choose a directory on another one with --data-dir".into(),
         ),
-        ErrorKind::PermissionDenied => cure_of_denial(&absolute(directory)),
+        ErrorKind::PermissionDenied => cure_of_denial(&absolute(directory), directory),
         _ => None,
     }
+}
+
+/// What lets this process read a file below `directory`, as far as anything can be done about it.
+pub fn cure_of_reading(directory: &Path, file: &Path, error: &io::Error) -> String {
+    let cure = match error.kind() {
+        ErrorKind::PermissionDenied => cure_of_denial(&absolute(directory), file),
+        _ => None,
+    };
+    cure.unwrap_or_else(|| "start again when that is cured".into())
+}
+
+/// Whether an error has its cause outside of the file: it is whole once that is gone.
+pub fn is_passing(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        ErrorKind::PermissionDenied | ErrorKind::OutOfMemory | ErrorKind::Interrupted
+    ) || error.raw_os_error().is_some_and(is_passing_code)
+}
+
+/// Too many open files.
+#[cfg(unix)]
+fn is_passing_code(code: i32) -> bool {
+    use nix::errno::Errno;
+    code == Errno::EMFILE as i32 || code == Errno::ENFILE as i32
+}
+
+/// Too many open files; another program has the file open for itself.
+#[cfg(not(unix))]
+fn is_passing_code(code: i32) -> bool {
+    matches!(code, 4 | 32 | 33)
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -52,18 +83,17 @@ fn private_dir(builder: &mut DirBuilder) -> &mut DirBuilder {
     builder.mode(0o700)
 }
 
+/// `denied`: the directory itself or something in it.
 #[cfg(unix)]
-fn cure_of_denial(directory: &Path) -> Option<String> {
+fn cure_of_denial(directory: &Path, denied: &Path) -> Option<String> {
     use nix::unistd::{getegid, geteuid};
     use std::os::unix::fs::MetadataExt;
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let owner = fs::metadata(directory)
-        .map(|directory| directory.uid())
-        .ok();
+    let owner = fs::metadata(denied).map(|denied| denied.uid()).ok();
     Some(advice(directory, user, group, owner))
 }
 
-/// `owner`: of the directory, if it is there and can be seen.
+/// `owner`: of what may not be used, if it is there and can be seen.
 #[cfg(unix)]
 fn advice(directory: &Path, user: u32, group: u32, owner: Option<u32>) -> String {
     // In single quotes a shell takes everything as it is.
@@ -73,10 +103,10 @@ fn advice(directory: &Path, user: u32, group: u32, owner: Option<u32>) -> String
     );
     match owner {
         Some(owner) if owner == user => format!(
-            "it belongs to this server's user ({user}), but something in it may not be written; run: chmod -R u+rwX {quoted}"
+            "it belongs to this server's user ({user}), but something in it may not be read or written; run: chmod -R u+rwX {quoted}"
         ),
         Some(owner) => format!(
-            "this server runs as user {user}, the directory belongs to user {owner}; run (for a container: outside, on the \
+            "this server runs as user {user}, but it belongs to user {owner}; run (for a container: outside, on the \
              directory that is mounted there): sudo chown -R {user}:{group} {quoted}"
         ),
         None => format!(
@@ -92,9 +122,9 @@ fn private_dir(builder: &mut DirBuilder) -> &mut DirBuilder {
 }
 
 #[cfg(not(unix))]
-fn cure_of_denial(directory: &Path) -> Option<String> {
+fn cure_of_denial(directory: &Path, _: &Path) -> Option<String> {
     Some(format!(
-        "let this server's user write to {} (Properties, Security), or choose another one with --data-dir",
+        "let this server's user read and write {} (Properties, Security), or choose another one with --data-dir",
         directory.display()
     ))
 }

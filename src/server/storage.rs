@@ -79,6 +79,13 @@ pub(super) async fn open_store(config: &Config) -> Result<(DiskStore, Recovered)
     Ok((store, recovered))
 }
 
+/// Whether there has ever been a scene in this data directory, and its backups have not been cleared away.
+pub(super) async fn had_scene(data_dir: &Path) -> bool {
+    let data_dir = data_dir.to_owned();
+    let backups = tokio::task::spawn_blocking(move || store::list(&data_dir)).await;
+    backups.is_ok_and(|backups| backups.iter().any(|backup| backup.about.is_some()))
+}
+
 impl Core {
     /// Hands records to the kernel. A disk that is not done within a moment does not delay relays, nor do those after it.
     pub(super) async fn write(&mut self, records: Vec<Record>) {
@@ -207,13 +214,19 @@ impl Core {
         }
     }
 
-    /// Begins with the scene of a file. Not where there is a scene: a service that is started with the same flags again would go
-    /// back to the file's.
+    /// Begins with the scene of a file. Not where there is a scene, or has been one: a service that is started with the same flags again
+    /// would go back to the file's, in the face of everybody who has come to begin what `new` was typed for.
     pub(super) async fn import_scene(&mut self, path: &Path) -> Result<()> {
-        if self.session.has_scene() {
+        let why = match self.session.has_scene() {
+            true => Some("there is a scene already"),
+            false => had_scene(&self.data_dir)
+                .await
+                .then_some("there has been a scene already, of which there are backups"),
+        };
+        if let Some(why) = why {
             warn!(
                 file = %path.display(),
-                "not imported, for there is a scene already; to have this file in its place stop the server and copy it to {}",
+                "not imported, for {why}; to begin with this file all the same stop the server and copy it to {}",
                 self.data_dir.join("session_restore.db").display()
             );
             return Ok(());
@@ -244,7 +257,9 @@ impl Core {
             let before = self.backup(reason);
             let loaded = self.loaded.clone();
             tokio::spawn(async move {
-                if let Ok(Err(error)) = before.await {
+                let before = before.await;
+                let before = before.unwrap_or_else(|_| Err("the store has ended".into()));
+                if let Err(error) = before {
                     let text = format!(
                         "nothing is changed, since the running scene could not be backed up: {error}"
                     );
@@ -259,7 +274,12 @@ impl Core {
             return;
         }
         // What was done meanwhile.
-        self.save(reason.into());
+        let meanwhile = self.ask_for_backup(BackupRequest {
+            reason: reason.into(),
+            last_of_scene: true,
+            ..BackupRequest::default()
+        });
+        tokio::spawn(async move { report(meanwhile.await, reason) });
         let now = Instant::now();
         let reply = match by {
             Successor::Nothing => self.session.admin(now, AdminCommand::New),
@@ -289,20 +309,19 @@ impl Core {
         reason: &str,
         even_if_unchanged: bool,
     ) -> oneshot::Receiver<SaveResult> {
+        self.ask_for_backup(BackupRequest {
+            reason: reason.to_owned(),
+            even_if_unchanged,
+            ..BackupRequest::default()
+        })
+    }
+
+    /// Has the session saved as it is now, with those who are in it.
+    fn ask_for_backup(&mut self, request: BackupRequest) -> oneshot::Receiver<SaveResult> {
         let state = self.session.state();
-        let users = state
-            .clients
-            .iter()
-            .map(|client| client.name.to_string())
-            .collect();
-        self.store.backup(
-            state,
-            BackupRequest {
-                reason: reason.to_owned(),
-                users,
-                even_if_unchanged,
-            },
-        )
+        let users = state.clients.iter();
+        let users = users.map(|client| client.name.to_string()).collect();
+        self.store.backup(state, BackupRequest { users, ..request })
     }
 }
 

@@ -22,6 +22,10 @@ use super::{ClientId, Effect, Session, Time};
 /// With more bytes than this waiting on one channel, further changes become debts until half of it has gone out.
 pub const SOFT_LIMIT: usize = 4 * 1024 * 1024;
 
+/// What is owed is paid up to so many bytes that wait on a channel: a scene that is sent again over a thin line must not stand for a minute
+/// before what somebody changes meanwhile.
+const OWED_LIMIT: usize = 512 * 1024;
+
 /// A client to which bytes are waiting and none has moved for so long is disconnected. Blender that renders or loads stops reading
 /// for minutes, and its heartbeat goes on.
 const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -49,6 +53,8 @@ struct Debt {
     owner: bool,
     /// The client has never been sent the node, so if it goes nothing is owed at all.
     new: bool,
+    /// Somebody is at work on it: it comes before what is only to be made sure of.
+    urgent: bool,
 }
 
 /// Everything a client is owed.
@@ -57,6 +63,16 @@ pub struct Debts {
     nodes: HashMap<NodeId, Debt>,
     /// The same nodes in the order in which they came to be owed; may name some that have been paid.
     order: VecDeque<NodeId>,
+    /// Those that somebody is at work on, in the order in which they were changed; the same goes for these.
+    urgent: VecDeque<NodeId>,
+}
+
+/// What is owed, paid and owed again leaves its place in the order each time.
+fn tidy(order: &mut VecDeque<NodeId>, nodes: &HashMap<NodeId, Debt>) {
+    if order.len() > 2 * nodes.len() + 64 {
+        let mut listed = HashSet::with_capacity(nodes.len());
+        order.retain(|id| nodes.contains_key(id) && listed.insert(id.clone()));
+    }
 }
 
 impl Debts {
@@ -94,13 +110,7 @@ impl Debts {
     }
 
     fn entry(&mut self, id: &NodeId) -> &mut Debt {
-        // What is owed, paid and owed again leaves its place each time.
-        if self.order.len() > 2 * self.nodes.len() + 64 {
-            let mut listed = HashSet::with_capacity(self.nodes.len());
-            let nodes = &self.nodes;
-            self.order
-                .retain(|id| nodes.contains_key(id) && listed.insert(id.clone()));
-        }
+        tidy(&mut self.order, &self.nodes);
         let order = &mut self.order;
         self.nodes.entry(id.clone()).or_insert_with(|| {
             order.push_back(id.clone());
@@ -132,6 +142,16 @@ impl Debts {
             self.nodes.remove(id);
         } else {
             *self.entry(id) = Debt::default();
+        }
+    }
+
+    /// What is owed about the node is news: it is paid before the rest.
+    fn hurry(&mut self, id: &NodeId) {
+        tidy(&mut self.urgent, &self.nodes);
+        if let Some(debt) = self.nodes.get_mut(id)
+            && !std::mem::replace(&mut debt.urgent, true)
+        {
+            self.urgent.push_back(id.clone());
         }
     }
 
@@ -181,6 +201,7 @@ impl Session {
                 } else {
                     user.debts.content(node);
                 }
+                user.debts.hurry(node);
             }
         }
     }
@@ -219,6 +240,7 @@ impl Session {
             && user.follows_scene()
         {
             user.debts.deletion(node);
+            user.debts.hurry(node);
             self.pump(now, id);
         }
     }
@@ -245,6 +267,7 @@ impl Session {
                 let (later, at_once): (Vec<_>, Vec<_>) = nodes.iter().cloned().partition(wait);
                 for node in later {
                     user.debts.owner(&node);
+                    user.debts.hurry(&node);
                 }
                 if !at_once.is_empty() {
                     client.tell(now, &mut self.effects, &right(at_once, owner));
@@ -279,9 +302,10 @@ impl Session {
         {
             return;
         }
-        let half_full =
-            |link: &Option<Link>| link.as_ref().is_none_or(|l| l.outstanding > SOFT_LIMIT / 2);
-        if half_full(&client.data) || half_full(&client.command) {
+        let waits = |link: &Option<Link>, limit: usize| {
+            link.as_ref().is_none_or(|link| link.outstanding > limit)
+        };
+        if waits(&client.data, OWED_LIMIT / 2) || waits(&client.command, SOFT_LIMIT / 2) {
             return;
         }
         let mut pay = Paying {
@@ -292,18 +316,38 @@ impl Session {
             stuck: false,
             deliveries: 0,
         };
-        let order = std::mem::take(&mut client.user_debts().order);
+        let mut urgent = std::mem::take(&mut client.user_debts().urgent);
         let mut unpaid = VecDeque::new();
-        let mut full = false;
-        for node in order {
-            if !full && matches!(pay.with_dependencies(client, &node), Payment::Full) {
-                full = true;
-            }
-            if client.user_debts().nodes.contains_key(&node) {
+        let mut full = None;
+        while full.is_none()
+            && let Some(node) = urgent.pop_front()
+        {
+            if matches!(pay.with_dependencies(client, &node), Payment::Full) {
+                full = Some(node);
+            } else if client.user_debts().nodes.contains_key(&node) {
                 unpaid.push_back(node);
             }
         }
-        client.user_debts().order.append(&mut unpaid);
+        unpaid.append(&mut urgent);
+        let is_full = full.is_some();
+        // What it depends on may be half the scene, for which the others need not wait.
+        unpaid.extend(full);
+        client.user_debts().urgent = unpaid;
+        if !is_full {
+            let mut order = std::mem::take(&mut client.user_debts().order);
+            let mut unpaid = VecDeque::new();
+            while let Some(node) = order.pop_front() {
+                let full = matches!(pay.with_dependencies(client, &node), Payment::Full);
+                if client.user_debts().nodes.contains_key(&node) {
+                    unpaid.push_back(node);
+                }
+                if full {
+                    break;
+                }
+            }
+            unpaid.append(&mut order);
+            client.user_debts().order = unpaid;
+        }
         pay.rights(client);
         self.deliveries += pay.deliveries;
     }
@@ -391,7 +435,11 @@ impl Paying<'_> {
             if self.graph.is_folding(id) {
                 return Payment::Later;
             }
-            if !client.takes_updates() {
+            if client
+                .data
+                .as_ref()
+                .is_none_or(|link| link.outstanding > OWED_LIMIT)
+            {
                 return Payment::Full;
             }
             self.send_in_full(client, id, debt.new);

@@ -261,6 +261,14 @@ impl Graph {
         self.nodes.keys()
     }
 
+    /// The nodes that were changed last, at most so many, latest first.
+    pub fn latest(&self, count: usize) -> Vec<NodeId> {
+        let mut nodes: Vec<_> = self.nodes.iter().collect();
+        nodes.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.changed));
+        let ids = nodes.into_iter().map(|(id, _)| id.clone());
+        ids.take(count).collect()
+    }
+
     /// Nodes that name this one as a dependency.
     pub fn parents(&self, id: &NodeId) -> Vec<NodeId> {
         self.parents

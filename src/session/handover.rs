@@ -99,7 +99,8 @@ impl Session {
     }
 
     /// The same on the other side of the restart: of those who are expected back, who is owed what.
-    pub(super) fn take_over(&mut self, now: Time, handover: Option<HandOver>) {
+    /// `recent`: nodes that were changed last, latest first.
+    pub(super) fn take_over(&mut self, now: Time, handover: Option<HandOver>, recent: &[NodeId]) {
         let HandOver { clients, waiting } = handover.unwrap_or_default();
         let mut clients: HashMap<Bytes, HandedOver> = clients
             .into_iter()
@@ -125,7 +126,9 @@ impl Session {
                 // A crash: what was lost with it nobody knows.
                 None => {
                     user.expect_unread(now, UNREAD_AFTER_CRASH);
-                    for node in self.graph.ids().chain(&self.deleted) {
+                    // What was changed last is most likely to be missing.
+                    let recent = recent.iter().filter(|node| self.graph.contains(node));
+                    for node in recent.chain(self.graph.ids()).chain(&self.deleted) {
                         owe(user, &self.graph, node);
                     }
                     self.reminders = Reminders {

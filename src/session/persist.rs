@@ -15,6 +15,9 @@ use super::{ClientId, Effect, Scene, Session, Settings, Time};
 /// So many deletions are told again after a restart. Only those of its last moment can be news to anybody.
 const DELETIONS: usize = 1000;
 
+/// So many nodes that were changed last come first where everything is sent again.
+const RECENT: usize = 1000;
+
 /// What those are told whose scene is not the session's any more.
 const REPLACED: &str = "another scene has been put in the place of this one, please connect again";
 
@@ -54,7 +57,7 @@ impl Session {
             .filter_map(|id| session.name_of(id))
             .collect();
         session.graph.release_except(now, &here);
-        session.take_over(now, handover);
+        session.take_over(now, handover, &saved.recent);
         session
     }
 
@@ -198,6 +201,7 @@ impl Session {
             chat,
             tasks,
             deleted: self.deleted.iter().cloned().collect(),
+            recent: self.graph.latest(RECENT),
             clients: self
                 .clients
                 .values()

@@ -1,5 +1,6 @@
 //! Backups: self-contained session files under names that people know, the newest few of them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::disk::Disk;
-use super::session_file::{self, About};
+use super::session_file::{self, About, TEMPORARY};
 use super::state::State;
 use super::{FileError, Layout};
 
@@ -47,7 +48,7 @@ pub enum Verified {
     No,
 }
 
-/// The backups in a data directory, oldest first. Reads only the beginning of each.
+/// The backups in a data directory: what others have put there, then ours, oldest first. Reads only the beginning of each.
 pub fn list(data: &Path) -> Vec<BackupInfo> {
     list_in(&Layout::new(data).backups)
 }
@@ -68,7 +69,9 @@ pub(super) fn list_in(directory: &Path) -> Vec<BackupInfo> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "db"))
         .collect();
-    paths.sort();
+    // What others have put there comes before ours: it is not the latest, however it is called.
+    let name = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).and_then(parse);
+    paths.sort_by_cached_key(|path| (name(path), path.clone()));
     paths.iter().filter_map(|path| info(path)).collect()
 }
 
@@ -121,18 +124,33 @@ pub(super) fn retain(disk: &dyn Disk, directory: &Path, keep: usize) -> io::Resu
     };
     let (routine, asked_for): (Vec<_>, Vec<_>) =
         names(directory)?.into_iter().partition(made_by_itself);
+    let mut result = Ok(());
     let mut removed = false;
     for names in [routine, asked_for] {
         let surplus = names.len().saturating_sub(keep.max(1));
         for name in names.iter().take(surplus) {
-            disk.remove(&directory.join(name))?;
-            removed = true;
+            // One that stays is no reason to keep them all until the disk is full.
+            match disk.remove(&directory.join(name)) {
+                Ok(()) => removed = true,
+                Err(error) => result = Err(error),
+            }
         }
     }
     if removed {
         disk.sync_dir(directory)?;
     }
-    Ok(())
+    result
+}
+
+/// Removes what a crash has left of backups that were being written.
+pub(super) fn remove_leftovers(disk: &dyn Disk, directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_suffix(TEMPORARY));
+        if of.is_some_and(|of| parse(of).is_some()) {
+            let _ = disk.remove(&entry.path());
+        }
+    }
 }
 
 /// Whether a backup is made for this reason without anybody's asking.

@@ -131,6 +131,7 @@ impl Checkpoint {
                 tasks: state.tasks.clone(),
                 clients: state.clients.clone(),
                 deleted: state.deleted.clone(),
+                recent: state.recent.clone(),
             })?;
             flush(&db, directory)
         })?;
@@ -180,7 +181,7 @@ impl Checkpoint {
     }
 
     /// What is opened next may be another one, so what this one holds is forgotten.
-    fn close(&mut self) {
+    pub fn close(&mut self) {
         self.content = Content::default();
         if let Some(db) = self.db.take() {
             // Dropping it writes, so it may well panic.
@@ -360,6 +361,7 @@ mod tests {
             tasks: Vec::new(),
             clients: Vec::new(),
             deleted: Vec::new(),
+            recent: Vec::new(),
         };
         writer.manifest(&manifest).unwrap();
         db.remove(key(CHUNKS, 2, &[0, 1])).unwrap();

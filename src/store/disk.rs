@@ -94,7 +94,18 @@ pub fn sync_directory(_: &Path) -> io::Result<()> {
 
 #[cfg(unix)]
 pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    match File::open(path)?.sync_all() {
+        // Some file systems, of networks above all, have no such thing.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        synced => synced,
+    }
 }
 
 /// Makes everything below a directory durable, whoever wrote it.

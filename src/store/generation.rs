@@ -49,6 +49,8 @@ pub(super) struct Manifest {
     pub clients: Vec<SavedClient>,
     #[serde(default)]
     pub deleted: Vec<NodeId>,
+    #[serde(default)]
+    pub recent: Vec<NodeId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -421,6 +423,7 @@ fn load_generation(
         tasks: manifest.tasks,
         clients: manifest.clients,
         deleted: manifest.deleted,
+        recent: manifest.recent,
     };
     Ok((stored, state, manifest.position))
 }

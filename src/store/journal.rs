@@ -44,7 +44,11 @@ impl std::fmt::Display for Position {
 }
 
 pub(super) fn segment_path(directory: &Path, segment: u64) -> PathBuf {
-    directory.join(format!("{segment:08}.log"))
+    directory.join(segment_name(segment))
+}
+
+fn segment_name(segment: u64) -> String {
+    format!("{segment:08}.log")
 }
 
 /// The numbers of the segments that are there, in order.
@@ -53,9 +57,9 @@ pub(super) fn segments(directory: &Path) -> io::Result<Vec<u64>> {
     for entry in std::fs::read_dir(directory)? {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
-        if let Some(number) = number.and_then(|number| number.parse().ok()) {
-            found.push(number);
-        }
+        let number = number.and_then(|number| number.parse().ok());
+        // Others are not ours, though they may look like it.
+        found.extend(number.filter(|number| name == *segment_name(*number)));
     }
     found.sort_unstable();
     Ok(found)

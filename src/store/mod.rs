@@ -85,7 +85,7 @@ pub enum Written {
 }
 
 /// Why a backup is made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BackupRequest {
     /// `auto-save`, `user_disconnect:NAME`, `shutdown`, …
     pub reason: String,
@@ -93,6 +93,8 @@ pub struct BackupRequest {
     pub users: Vec<String>,
     /// Also when the scene is what it was at the last one.
     pub even_if_unchanged: bool,
+    /// Another scene comes in the place of this one: no newer save can do for it.
+    pub last_of_scene: bool,
 }
 
 pub type SaveResult = Result<Saved, String>;
@@ -192,6 +194,8 @@ pub struct StoreStatus {
     /// The journal alone does not do any more: please call [`Store::backup`]. Says why.
     pub wants_save: Option<&'static str>,
     pub saving: bool,
+    /// There has been no backup for so long that the journal was cut: only the checkpoint holds what came before it.
+    pub checkpoint_alone: bool,
 }
 
 /// Why the store cannot be opened.
@@ -201,6 +205,14 @@ pub enum StoreError {
     InUse(PathBuf),
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },
+    /// It may be whole, and without it the session would go on as it was before.
+    #[error("cannot read {path}: {error}, and nothing is begun without what is in it: {cure}")]
+    Unreadable {
+        path: PathBuf,
+        error: io::Error,
+        /// What to do about it.
+        cure: String,
+    },
     #[error("cannot write to the data directory {path}: {error}: {cure}")]
     Denied {
         path: PathBuf,
@@ -265,7 +277,8 @@ impl Store for NoStore {
 /// Reads what the journal still holds, oldest first: who did what, and when. Also while a server is writing it.
 pub fn history(data: &Path, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
     let journal = Layout::new(data).journal;
-    replay::read(&journal, Position::default(), visit).map(drop)
+    let read = replay::read(&journal, Position::default(), visit);
+    read.map(drop).map_err(|unreadable| unreadable.error)
 }
 
 fn answered<T>(answer: T) -> oneshot::Receiver<T> {

@@ -1,26 +1,29 @@
 //! The start: what there was, from whatever is left of it.
 
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
-use std::io;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use tracing::info;
 
 use crate::platform;
-use crate::wire::message::{NodeId, UserName};
+use crate::wire::message::NodeId;
 
-use super::backup;
+use super::backup::{self, BackupInfo};
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, free_path};
 use super::journal::{Position, Writer, segment_path, segments};
 use super::record::{Entry, HandOver};
 use super::replay::{self, Reach};
-use super::session_file::{self, About};
+use super::session_file::{self, About, SessionFile};
 use super::state::{Fold, State};
 use super::worker::{DiskStore, Start};
 use super::{FileError, Layout, Settings, StoreError, now_ms, real_disk};
+
+/// Why a scene comes from there.
+const RESTORE: &str = "session_restore.db";
 
 /// What a start found.
 #[derive(Debug, Default)]
@@ -56,17 +59,26 @@ pub fn open_on(
         .map_err(layout.error(&layout.root))?;
     let lock = lock(&layout)?;
     info!(data_dir = %data.display(), "reading what is kept, which takes seconds where it is gigabytes");
+    backup::remove_leftovers(&*disk, &layout.backups);
+    let backups = backup::list_in(&layout.backups);
+    let known = known_origin(&lock);
+    let origin = match &known {
+        Some(origin) => origin.clone(),
+        None => new_origin(&lock, &backups),
+    };
     let mut recovery = Recovery {
         disk: &disk,
         layout: &layout,
         settings: &settings,
+        backups,
+        origin: &origin,
+        all_are_own: known.is_none(),
         notes: Vec::new(),
     };
-    recovery.remove_leftovers();
     let (checkpoint, saved, notes) = Checkpoint::open(&layout.checkpoint);
     recovery.notes.extend(notes);
-    let (mut best, backup) = recovery.best(saved);
-    if checkpoint.full && best.source.is_none() {
+    let (mut best, backup) = recovery.best(saved)?;
+    if checkpoint.full && (best.source.is_none() || best.reach.is_broken()) {
         // Better no start than one without the scene that it may hold.
         checkpoint.put_back();
         let error = io::ErrorKind::StorageFull.into();
@@ -85,10 +97,15 @@ pub fn open_on(
     }
     // Positions are compared, so a number is not used twice, even where the journal was lost.
     let next_segment = seen.max(end.segment).saturating_add(1);
-    if let Some(restored) = recovery.restore(&best, &mut end, next_segment) {
-        best.state = restored;
-        best.source = Some(layout.restore.display().to_string());
+    let mut backed_up = backup.as_ref().is_some_and(|(_, complete)| *complete);
+    let other = recovery
+        .restore(&best, &mut end, next_segment)
+        .or_else(|| recovery.go_on_from_others(&best, &mut end, next_segment));
+    if let Some((state, source)) = other {
+        best.state = state;
+        best.source = Some(source);
         best.handover = None;
+        backed_up = false;
     }
     let notes = recovery.notes;
     let start = Start {
@@ -96,11 +113,12 @@ pub fn open_on(
         layout,
         settings,
         lock,
+        origin,
         checkpoint,
         previous: end,
         next_segment,
         checkpointed: best.checkpointed,
-        backed_up: backup.as_ref().is_some_and(|(_, complete)| *complete),
+        backed_up,
         backup: backup.map(|(info, _)| info),
     };
     let recovered = Recovered {
@@ -122,6 +140,39 @@ fn lock(layout: &Layout) -> Result<File, StoreError> {
     }
 }
 
+/// What tells this data directory's backups from those of others: a random name in the file that is locked.
+fn known_origin(mut lock: &File) -> Option<String> {
+    let mut text = String::new();
+    lock.read_to_string(&mut text).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A name for a data directory that has none yet. Where nothing but backups has been copied here it goes on under theirs. One that cannot
+/// be written is another one the next time, when these backups count as somebody else's: they come last then.
+fn new_origin(mut lock: &File, backups: &[BackupInfo]) -> String {
+    let theirs = backups
+        .iter()
+        .rev()
+        .filter_map(|info| info.about.as_ref())
+        .map(|about| about.origin.clone())
+        .find(|origin| !origin.is_empty());
+    let origin = theirs.unwrap_or_else(|| {
+        let mut bytes = [0; 16];
+        // Without random numbers it has no name, like an export.
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => session_file::hex(&bytes),
+            Err(_) => String::new(),
+        }
+    });
+    let _ = lock
+        .set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{origin}"))
+        .and_then(|()| lock.sync_all());
+    origin
+}
+
 /// Whether a server is running on this data directory. Changes nothing.
 pub fn in_use(data: &Path) -> bool {
     File::open(Layout::new(data).lock)
@@ -132,6 +183,11 @@ struct Recovery<'a> {
     disk: &'a Arc<dyn Disk>,
     layout: &'a Layout,
     settings: &'a Settings,
+    /// In the order of their names.
+    backups: Vec<BackupInfo>,
+    origin: &'a str,
+    /// Whose backups they are cannot be told yet.
+    all_are_own: bool,
     notes: Vec<String>,
 }
 
@@ -148,42 +204,33 @@ struct Found {
 }
 
 impl Recovery<'_> {
-    fn remove_leftovers(&self) {
-        for entry in fs::read_dir(&self.layout.backups)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            if entry
-                .path()
-                .extension()
-                .is_some_and(|extension| extension == "tmp")
-            {
-                let _ = self.disk.remove(&entry.path());
-            }
-        }
+    /// Whether a backup tells its place in this journal. Places in others mean nothing here.
+    fn is_own(&self, info: &BackupInfo) -> bool {
+        let about = info.about.as_ref();
+        about.is_some_and(|about| self.all_are_own || about.origin == self.origin)
     }
 
     /// The state that is the furthest, and the position of the newest backup that says one.
     fn best(
         &mut self,
         checkpoint: Option<(State, Position)>,
-    ) -> (Found, Option<(backup::BackupInfo, bool)>) {
-        let backups = backup::list_in(&self.layout.backups);
-        let position = |info: &backup::BackupInfo| info.about.as_ref().map(|about| about.position);
-        let newest = backups
-            .iter()
-            .filter(|info| info.about.is_some())
-            .max_by_key(|info| position(info))
-            .cloned();
-        let mut best = checkpoint.map(|(state, position)| {
-            self.replay(state, position, position, "the checkpoint".to_owned())
-        });
+    ) -> Result<(Found, Option<(BackupInfo, bool)>), StoreError> {
+        let position = |info: &BackupInfo| info.about.as_ref().map(|about| about.position);
+        let mut best = match checkpoint {
+            None => None,
+            Some((state, position)) => {
+                Some(self.replay(state, position, position, "the checkpoint".to_owned())?)
+            }
+        };
         // A backup is asked only where it leads further: it is the slower way.
-        let mut candidates: Vec<_> = backups.iter().filter(|info| info.about.is_some()).collect();
+        let own = self.backups.iter().filter(|info| self.is_own(info));
+        let mut candidates: Vec<_> = own.cloned().collect();
         candidates.sort_by_key(|info| (position(info), info.path.clone()));
+        let newest = candidates.last().cloned();
         while let Some(info) = candidates.pop() {
-            let Some(from) = position(info) else { continue };
+            let Some(from) = position(&info) else {
+                continue;
+            };
             if best.as_ref().is_some_and(|best| best.reach.end >= from) {
                 break;
             }
@@ -201,28 +248,33 @@ impl Recovery<'_> {
                     }
                     self.notes.extend(file.notes);
                     let checkpointed = best.map_or(Position::default(), |best| best.checkpointed);
-                    best = Some(self.replay(file.state, from, checkpointed, info.name()));
+                    best = Some(self.replay(file.state, from, checkpointed, info.name())?);
                     break;
                 }
                 Err(error) => self.notes.push(format!("{}: {error}", info.path.display())),
             }
         }
-        let best = best.unwrap_or_else(|| {
-            let none = Position::default();
-            let mut found = self.replay(State::default(), none, none, String::new());
-            found.source = (found.reach.records > 0).then(|| "the journal".to_owned());
-            if found.reach.headless && found.state.scene.is_none() {
-                // Changes of nodes that nobody has; people who still have them can begin anew.
-                found.reach = Reach::default();
-                found.source = None;
-            }
-            found
-        });
+        let best = match best {
+            Some(best) => best,
+            None => self.journal_alone()?,
+        };
         let newest = newest.map(|info| {
             let complete = position(&info) == Some(best.from) && best.changes == 0;
             (info, complete)
         });
-        (best, newest)
+        Ok((best, newest))
+    }
+
+    fn journal_alone(&mut self) -> Result<Found, StoreError> {
+        let none = Position::default();
+        let mut found = self.replay(State::default(), none, none, String::new())?;
+        found.source = (found.reach.records > 0).then(|| "the journal".to_owned());
+        if found.reach.headless && found.state.scene.is_none() {
+            // Changes of nodes that nobody has; people who still have them can begin anew.
+            found.reach = Reach::default();
+            found.source = None;
+        }
+        Ok(found)
     }
 
     fn replay(
@@ -231,21 +283,20 @@ impl Recovery<'_> {
         from: Position,
         checkpointed: Position,
         source: String,
-    ) -> Found {
+    ) -> Result<Found, StoreError> {
         let mut fold = Fold::new(state);
         let mut changes = 0;
         let mut visit = |entry: Entry| {
             changes += u64::from(entry.record.is_change());
             fold.record(entry.record);
         };
-        let reach = match replay::read(&self.layout.journal, from, &mut visit) {
-            Ok(reach) => reach,
-            Err(error) => Reach {
-                end: from,
-                damage: Some(error.to_string()),
-                ..Reach::default()
+        let reach = replay::read(&self.layout.journal, from, &mut visit).map_err(
+            |replay::Unreadable { path, error }| StoreError::Unreadable {
+                cure: platform::cure_of_reading(&self.layout.root, &path, &error),
+                path,
+                error,
             },
-        };
+        )?;
         let handover = fold.take_handover();
         let (state, notes) = fold.finish();
         let whole = notes.is_empty() && reach.damage.is_none() && !reach.headless;
@@ -266,7 +317,7 @@ impl Recovery<'_> {
                 "journal: its beginning is gone, and so is every checkpoint and backup to start from".into(),
             );
         }
-        Found {
+        Ok(Found {
             state,
             source: Some(match changes {
                 0 => source,
@@ -277,15 +328,13 @@ impl Recovery<'_> {
             from,
             changes,
             checkpointed,
-        }
+        })
     }
 
     /// The highest number of a segment that is there or is named anywhere.
     fn latest_segment(&self) -> u64 {
-        let backups = backup::list_in(&self.layout.backups);
-        let named = backups
-            .iter()
-            .filter_map(|info| Some(info.about.as_ref()?.position.segment));
+        let own = self.backups.iter().filter(|info| self.is_own(info));
+        let named = own.filter_map(|info| Some(info.about.as_ref()?.position.segment));
         let there = segments(&self.layout.journal).unwrap_or_default();
         named.chain(there).max().unwrap_or(0)
     }
@@ -298,36 +347,60 @@ impl Recovery<'_> {
         }
     }
 
-    /// Takes `session_restore.db`, if somebody has put one there: what was there is backed up, the file's scene goes into the
-    /// journal, and only then the file gets another name.
-    fn restore(&mut self, before: &Found, end: &mut Position, next_segment: u64) -> Option<State> {
+    /// Takes `session_restore.db`, if somebody has put one there: what was there is backed up, and the file's scene goes into the
+    /// journal. It gets another name first, and no file is taken twice: what is done after it was taken is worth more than it.
+    fn restore(
+        &mut self,
+        before: &Found,
+        end: &mut Position,
+        next_segment: u64,
+    ) -> Option<(State, String)> {
         let path = &self.layout.restore;
+        let taking = path.with_extension("db.restoring");
+        if taking.exists() {
+            self.notes.push(format!(
+                "restoring {} was interrupted; that is not tried again by itself. Where its scene is not there name the file so again",
+                path.display()
+            ));
+            self.put_aside(&taking, "interrupted");
+        }
         if !path.exists() {
             return None;
         }
-        let file = session_file::read(path, self.settings.session_file_bytes);
-        let file = file.and_then(|file| match &file.state.scene {
-            Some(scene) if !scene.nodes.is_empty() => Ok(file),
-            _ => Err(FileError::Malformed("there is no node in it".into())),
-        });
-        let file = match file {
+        let renamed = self.disk.rename(path, &taking);
+        if let Err(error) = renamed.and_then(|()| self.disk.sync_dir(&self.layout.root)) {
+            self.notes.push(format!(
+                "{} cannot be renamed: {error}; it is not restored, for it would be at every start. Make it this server's own file",
+                path.display()
+            ));
+            let _ = self.disk.rename(&taking, path);
+            return None;
+        }
+        let file = match read_scene(&taking, self.settings) {
             Ok(file) => file,
             Err(error) => {
                 self.notes
                     .push(format!("{}: {error}; it is not restored", path.display()));
-                self.rename_aside(path, "unreadable");
+                self.put_aside(&taking, "unreadable");
                 return None;
             }
         };
-        self.notes.extend(file.notes.clone());
-        if let Err(error) = self.take(&before.state, &file.state, end, next_segment) {
+        self.notes.extend(file.notes);
+        let scene = file.state.scene;
+        let new = State {
+            scene,
+            ..State::default()
+        };
+        if let Err(error) = self.take(&before.state, &new, RESTORE, end, next_segment) {
             self.notes
                 .push(format!("{}: not restored, because {error}", path.display()));
+            // The next start tries it.
+            let _ = self.disk.rename(&taking, path);
             return None;
         }
-        self.rename_aside(path, "restored");
+        self.put_aside(&taking, "restored");
         let mut state = State {
-            scene: file.state.scene,
+            scene: new.scene,
             ..before.state.clone()
         };
         // Those who come back hold what is gone now.
@@ -337,34 +410,62 @@ impl Recovery<'_> {
         };
         let gone = &ids(&before.state) - &ids(&state);
         state.deleted.extend(gone);
-        Some(state)
+        Some((state, path.display().to_string()))
     }
 
+    /// Where there never was a scene: the newest whole one of the backups that somebody has brought here from another server.
+    fn go_on_from_others(
+        &mut self,
+        before: &Found,
+        end: &mut Position,
+        next_segment: u64,
+    ) -> Option<(State, String)> {
+        let had_one =
+            before.state.scene.is_some() || self.backups.iter().any(|info| self.is_own(info));
+        let others = self.backups.iter().filter(|info| info.about.is_some());
+        let mut others: Vec<_> = others.filter(|_| !had_one).cloned().collect();
+        while let Some(info) = others.pop() {
+            let taken = read_scene(&info.path, self.settings).and_then(|file| {
+                self.take(&before.state, &file.state, &info.name(), end, next_segment)?;
+                Ok(file)
+            });
+            match taken {
+                Ok(file) => {
+                    self.notes.extend(file.notes);
+                    return Some((file.state, info.name()));
+                }
+                Err(error) => self.notes.push(format!("{}: {error}", info.path.display())),
+            }
+        }
+        None
+    }
+
+    /// Backs up what was there, and puts a file's scene, and what was said in it, into the journal.
     fn take(
         &mut self,
         before: &State,
         file: &State,
+        reason: &str,
         end: &mut Position,
         next_segment: u64,
     ) -> Result<(), FileError> {
         if let Some(scene) = &before.scene {
             let about = About {
                 time: now_ms(),
-                reason: "before session_restore.db".into(),
+                reason: format!("before {reason}"),
                 nodes: scene.nodes.len() as u64,
                 position: *end,
                 version: scene.version.clone(),
                 dialect: scene.dialect.clone(),
                 users: Vec::new(),
+                origin: self.origin.to_owned(),
             };
             let info = backup::write(&**self.disk, self.layout, before, &about)?;
             self.notes
                 .push(format!("what was there is saved as {}", info.name()));
         }
-        let server: UserName = "server".into();
-        let scene = file.scene.clone().unwrap_or_default();
-        let entries: Vec<_> = scene
-            .records("session_restore.db", &server)
+        let entries: Vec<_> = file
+            .records(reason, &"server".into())
             .into_iter()
             .map(|record| Entry {
                 at: now_ms(),
@@ -373,15 +474,23 @@ impl Recovery<'_> {
             .collect();
         let disk = self.disk.clone();
         let mut writer = Writer::start(disk, self.layout.journal.clone(), next_segment, *end)?;
-        writer.append(&entries)?;
-        writer.file().sync()?;
-        self.disk.sync_dir(&self.layout.journal)?;
+        *end = writer.position();
+        let written = writer
+            .append(&entries)
+            .and_then(|()| writer.file().sync())
+            .and_then(|()| self.disk.sync_dir(&self.layout.journal));
+        if let Err(error) = written {
+            // Half of it, or all, must not be found by the next start.
+            let _ = writer.file().truncate(end.offset);
+            return Err(error.into());
+        }
         *end = writer.position();
         Ok(())
     }
 
-    fn rename_aside(&mut self, path: &Path, what: &str) {
-        let aside = free_path(path, what);
+    /// Gives what was `session_restore.db` a name that says what became of it.
+    fn put_aside(&mut self, path: &Path, what: &str) {
+        let aside = free_path(&self.layout.restore, what);
         let renamed = self
             .disk
             .rename(path, &aside)
@@ -390,5 +499,14 @@ impl Recovery<'_> {
             Ok(()) => format!("{} is now {}", path.display(), aside.display()),
             Err(error) => format!("{} cannot be renamed: {error}", path.display()),
         });
+    }
+}
+
+/// Reads a session file that has something in it.
+fn read_scene(path: &Path, settings: &Settings) -> Result<SessionFile, FileError> {
+    let file = session_file::read(path, settings.session_file_bytes)?;
+    match &file.state.scene {
+        Some(scene) if !scene.nodes.is_empty() => Ok(file),
+        _ => Err(FileError::Malformed("there is no node in it".into())),
     }
 }

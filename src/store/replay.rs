@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+
+use crate::platform;
 
 use super::disk::{Disk, free_path};
 use super::journal::{FRAME, HEADER, MAGIC, Position, segment_path, segments};
@@ -26,84 +28,119 @@ pub(super) struct Reach {
     pub damage: Option<String>,
 }
 
-/// Reads every record from `from` on, in order, up to the end or the first damage. Changes nothing.
+impl Reach {
+    /// Whether there was or may have been more than could be read.
+    pub fn is_broken(&self) -> bool {
+        self.damage.is_some() || self.missing || self.headless
+    }
+}
+
+/// A file that is there and cannot be read now, though it may well be whole.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub path: PathBuf,
+    pub error: io::Error,
+}
+
+/// Reads every record from `from` on, in order, up to the end or the first damage. Changes nothing. What the disk cannot give back is
+/// damage; what this process may not read, or not just now, is an error: nothing is to be begun without it.
 pub(super) fn read(
     directory: &Path,
     from: Position,
     visit: &mut dyn FnMut(Entry),
-) -> io::Result<Reach> {
+) -> Result<Reach, Unreadable> {
     let mut reach = Reach {
         end: from,
         missing: from != Position::default(),
         ..Reach::default()
     };
     let mut started = from != Position::default();
-    for segment in segments(directory)? {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |error| Unreadable { path, error }
+    };
+    for segment in segments(directory).map_err(unreadable(directory))? {
         if segment < from.segment {
             continue;
         }
         let path = segment_path(directory, segment);
-        let mut file = BufReader::with_capacity(1 << 20, File::open(&path)?);
-        let length = file.get_ref().metadata()?.len();
-        let previous = match read_header(&mut file)? {
-            Some(previous) => previous,
-            // Nothing was in it yet when the power went.
-            None if length <= HEADER => continue,
-            None => {
-                reach.damage = Some(format!("{}: its header is damaged", path.display()));
-                return Ok(reach);
-            }
-        };
-        if segment == from.segment {
-            if length < from.offset {
-                continue;
-            }
-            file.seek(SeekFrom::Start(from.offset))?;
-            reach.end = from;
-        } else {
-            if !started {
-                reach.headless = previous != Position::default();
-            } else if previous != reach.end && !withdrawn(previous, reach.end) {
-                let end = reach.end;
-                // There is something, only not what was looked for.
-                reach.missing = false;
-                reach.damage.get_or_insert_with(|| {
-                    format!(
-                        "{}: it continues from {previous}, but the journal ends at {end}",
-                        path.display()
-                    )
-                });
-                return Ok(reach);
-            }
-            reach.end = Position {
-                segment,
-                offset: HEADER,
-            };
-        }
-        started = true;
-        reach.missing = false;
-        // Whatever was unreadable at the end of the one before was known when this one began.
-        reach.damage = None;
-        let mut left = length - reach.end.offset;
-        loop {
-            match read_frame(&mut file, left)? {
-                Frame::Record(entry, size) => {
-                    visit(*entry);
-                    reach.last = reach.end;
-                    left -= size;
-                    reach.end.offset += size;
-                    reach.records += 1;
-                }
-                Frame::End => break,
-                Frame::Bad(why) => {
-                    let at = reach.end.offset;
-                    reach.damage = Some(format!("{} at byte {at}: {why}", path.display()));
-                    break;
-                }
+        match read_segment(&path, segment, from, &mut started, &mut reach, visit) {
+            Ok(()) => {}
+            Err(error) if platform::is_passing(&error) => return Err(unreadable(&path)(error)),
+            Err(error) => {
+                reach.damage = Some(format!("{}: {error}", path.display()));
             }
         }
     }
     Ok(reach)
+}
+
+/// Reads on in this segment, if it continues the journal. One that does not is damage, but not the end: a run that could not set it
+/// aside has gone on in a later one from where it could read to.
+fn read_segment(
+    path: &Path,
+    segment: u64,
+    from: Position,
+    started: &mut bool,
+    reach: &mut Reach,
+    visit: &mut dyn FnMut(Entry),
+) -> io::Result<()> {
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let length = file.get_ref().metadata()?.len();
+    let previous = match read_header(&mut file)? {
+        Some(previous) => previous,
+        // Nothing was in it yet when the power went.
+        None if length <= HEADER => return Ok(()),
+        None => return Err(io::Error::other("its header is damaged")),
+    };
+    if segment == from.segment {
+        if length < from.offset {
+            return Ok(());
+        }
+        file.seek(SeekFrom::Start(from.offset))?;
+        reach.end = from;
+    } else {
+        if !*started {
+            reach.headless = previous != Position::default();
+        } else if previous != reach.end && !withdrawn(previous, reach.end) {
+            let end = reach.end;
+            // There is something, only not what was looked for.
+            reach.missing = false;
+            reach.damage.get_or_insert_with(|| {
+                format!(
+                    "{}: it continues from {previous}, but the journal ends at {end}",
+                    path.display()
+                )
+            });
+            return Ok(());
+        }
+        reach.end = Position {
+            segment,
+            offset: HEADER,
+        };
+    }
+    *started = true;
+    reach.missing = false;
+    // Whatever was unreadable at the end of the one before was known when this one began.
+    reach.damage = None;
+    let mut left = length - reach.end.offset;
+    loop {
+        match read_frame(&mut file, left)? {
+            Frame::Record(entry, size) => {
+                visit(*entry);
+                reach.last = reach.end;
+                left -= size;
+                reach.end.offset += size;
+                reach.records += 1;
+            }
+            Frame::End => return Ok(()),
+            Frame::Bad(why) => {
+                let at = reach.end.offset;
+                reach.damage = Some(format!("{} at byte {at}: {why}", path.display()));
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Whether the journal goes on from before what was read last: of a batch that failed, and then could not be cut off, whole records

@@ -1,5 +1,7 @@
 //! The thread that makes checkpoints and backups, and removes what they make superfluous.
 
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +23,11 @@ const PATIENCE: u64 = 4;
 
 /// A backup and who waits for it.
 pub(super) type AskedBackup = (BackupRequest, Vec<oneshot::Sender<SaveResult>>);
+
+/// Whether a newer save does for one with this backup.
+pub(super) fn may_be_overtaken(backup: Option<&AskedBackup>) -> bool {
+    backup.is_none_or(|(request, _)| !request.last_of_scene)
+}
 
 /// What a newer save has to do where it takes the place of an older one.
 pub(super) fn merged(
@@ -48,10 +55,10 @@ pub(super) struct Job {
     pub at: SystemTime,
 }
 
-/// The save that waits while another one runs.
+/// The save that waits while another one runs, and before it those that no newer one does for.
 #[derive(Default)]
 pub(super) struct Slot {
-    waiting: Option<Job>,
+    waiting: VecDeque<Job>,
     running: bool,
     pub closed: bool,
 }
@@ -59,14 +66,17 @@ pub(super) struct Slot {
 impl Slot {
     /// A newer save does for one that has not begun.
     pub fn put(&mut self, mut job: Job) {
-        if let Some(older) = self.waiting.take() {
+        let last = self.waiting.back();
+        if last.is_some_and(|older| may_be_overtaken(older.backup.as_ref()))
+            && let Some(older) = self.waiting.pop_back()
+        {
             job.backup = merged(older.backup, job.backup.take());
         }
-        self.waiting = Some(job);
+        self.waiting.push_back(job);
     }
 
     pub fn is_busy(&self) -> bool {
-        self.running || self.waiting.is_some()
+        self.running || !self.waiting.is_empty()
     }
 }
 
@@ -106,7 +116,7 @@ impl Saver {
                     lock(&self.shared.status).wants_save = Some("the last save failed");
                     false
                 }
-                Some(job) => !self.save(job),
+                Some(job) => !self.guarded_save(job),
             };
             lock(&self.shared.slot).running = false;
         }
@@ -116,7 +126,7 @@ impl Saver {
     fn next(&self, failed: bool) -> Option<Option<Job>> {
         let mut slot = lock(&self.shared.slot);
         loop {
-            if let Some(job) = slot.waiting.take() {
+            if let Some(job) = slot.waiting.pop_front() {
                 slot.running = true;
                 return Some(Some(job));
             }
@@ -135,6 +145,19 @@ impl Saver {
             }
             slot = guard;
         }
+    }
+
+    /// A fault of the server itself is a save that fails, and not the end of all saves.
+    fn guarded_save(&mut self, job: Job) -> bool {
+        let saved = panic::catch_unwind(AssertUnwindSafe(|| self.save(job)));
+        saved.unwrap_or_else(|_| {
+            // What it knew of the database may be half true.
+            self.checkpoint.close();
+            let reason = "a fault of the server, which the log shows; please report it";
+            lock(&self.shared.status).backups.note(Err(reason.into()));
+            error!(reason, "THE SESSION COULD NOT BE SAVED");
+            false
+        })
     }
 
     /// Returns whether everything went well.
@@ -157,14 +180,17 @@ impl Saver {
                 Err(_) => {}
             }
         }
-        if let Some((request, answers)) = job.backup {
-            let result = self.backup(&job.state, job.position, job.changes, request);
-            well &= result.is_ok();
-            for answer in answers {
-                let _ = answer.send(result.clone());
-            }
-        }
+        let Some((request, answers)) = job.backup else {
+            self.trim();
+            return well;
+        };
+        let result = self.backup(&job.state, job.position, job.changes, request);
+        well &= result.is_ok();
         self.trim();
+        // When everything is as it will be.
+        for answer in answers {
+            let _ = answer.send(result.clone());
+        }
         well
     }
 
@@ -189,6 +215,7 @@ impl Saver {
             position,
             version: scene.version.clone(),
             dialect: scene.dialect.clone(),
+            origin: self.shared.origin.clone(),
         };
         for (node, commits) in &scene.nodes {
             if !commits.is_empty() {
@@ -256,6 +283,9 @@ impl Saver {
                 left -= bytes;
             }
         }
-        lock(&shared.status).journal_size = left;
+        let mut status = lock(&shared.status);
+        status.journal_size = left;
+        status.checkpoint_alone =
+            self.backed_up.is_none() && (status.checkpoint_alone || keep != Position::default());
     }
 }

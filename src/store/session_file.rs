@@ -32,6 +32,9 @@ use super::state::{SavedScene, State};
 const DIGITS: usize = 64;
 const END: &[u8] = b"su.";
 
+/// What a file's name ends with until it is whole.
+pub(super) const TEMPORARY: &str = ".tmp";
+
 /// Bytes that are gathered before they are written.
 const BUFFER: usize = 1 << 20;
 
@@ -49,6 +52,8 @@ pub struct About {
     pub position: Position,
     pub version: Option<String>,
     pub dialect: String,
+    /// The data directory whose journal that is: a random name, and no secret. Empty: none, as for an export.
+    pub origin: String,
 }
 
 /// What the add-on's format has no place for. Not who is logged in: people pass these files on, and whoever knows a client's
@@ -231,6 +236,7 @@ pub(super) fn read_with_owners(path: &Path, limit: u64) -> Result<SessionFile, F
             // The journal after it tells.
             clients: Vec::new(),
             deleted: Vec::new(),
+            recent: Vec::new(),
         },
         about,
         notes,
@@ -361,6 +367,7 @@ pub fn export_session(path: &Path, state: &State) -> Result<(), FileError> {
         position: Position::default(),
         version: scene.and_then(|scene| scene.version.clone()),
         dialect: scene.map(|scene| scene.dialect.clone()).unwrap_or_default(),
+        origin: String::new(),
     };
     let scene = State {
         scene: state.scene.clone(),
@@ -424,7 +431,7 @@ fn export_to(disk: &dyn Disk, path: &Path, state: &State, about: &About) -> Resu
 
 pub(super) fn temporary(path: &Path) -> std::path::PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{name}.tmp"))
+    path.with_file_name(format!("{name}{TEMPORARY}"))
 }
 
 pub(super) fn parent(path: &Path) -> &Path {

@@ -26,6 +26,8 @@ pub struct State {
     pub clients: Vec<SavedClient>,
     /// Nodes that were deleted lately: clients that come back after a crash may not have heard of it.
     pub deleted: Vec<NodeId>,
+    /// Nodes that were changed last, latest first: the same clients are likely to miss these.
+    pub recent: Vec<NodeId>,
 }
 
 /// A scene.
@@ -37,6 +39,24 @@ pub struct SavedScene {
     pub dialect: String,
     /// Every node in full, with the commits after it that could not be folded here.
     pub nodes: Vec<(Node, Vec<Commit>)>,
+}
+
+impl State {
+    /// The records that put this scene, and what was said in it, in the place of whatever is there. Nobody is logged in.
+    pub(super) fn records(&self, reason: &str, author: &UserName) -> Vec<Record> {
+        let scene = self.scene.iter();
+        let mut records: Vec<_> = scene
+            .flat_map(|scene| scene.records(reason, author))
+            .collect();
+        let chat = self.chat.iter().cloned();
+        records.extend(chat.map(|(id, line)| Record::Chat { id, line }));
+        let tasks = self.tasks.iter().cloned();
+        records.extend(tasks.map(|(id, task)| Record::Task {
+            id,
+            task: Some(task),
+        }));
+        records
+    }
 }
 
 impl SavedScene {
@@ -86,6 +106,8 @@ pub(super) struct Fold {
     clients: Vec<SavedClient>,
     /// Deleted before the first record.
     deleted: Vec<NodeId>,
+    /// Changed last before the first record.
+    recent: Vec<NodeId>,
     notes: Vec<String>,
     /// Of a stop in order, as long as nothing has come after it.
     handover: Option<HandOver>,
@@ -147,6 +169,7 @@ impl Fold {
             tasks: state.tasks,
             clients: state.clients,
             deleted: state.deleted,
+            recent: state.recent,
             ..Fold::default()
         }
     }
@@ -209,7 +232,8 @@ impl Fold {
                     .flat_map(|scene| scene.nodes.values_mut());
                 nodes.for_each(|node| node.stale = true);
             }
-            Record::ServerStarted { .. } => {}
+            // Whoever began another scene has gone without completing it, and this run goes on with the one before.
+            Record::ServerStarted { .. } => self.next = None,
             Record::ServerStopped { handover, .. } => self.handover = Some(handover),
             change => {
                 if let Some(scene) = self.next.as_mut().or(self.scene.as_mut()) {
@@ -230,6 +254,8 @@ impl Fold {
         if self.next.is_some() {
             notes.push("journal: a new scene was not complete, so the one before is kept".into());
         }
+        let mut recent = self.scene.as_ref().map_or(Vec::new(), FoldScene::changed);
+        recent.append(&mut self.recent);
         let mut deleted = self.deleted;
         if let Some(scene) = &self.scene {
             let mut latest: Vec<_> = scene.deleted.iter().collect();
@@ -238,6 +264,7 @@ impl Fold {
         }
         let state = State {
             deleted,
+            recent,
             scene: self.scene.map(|scene| scene.finish(&mut notes)),
             chat: self.chat,
             tasks: self.tasks,
@@ -308,6 +335,14 @@ impl FoldScene {
             }
             _ => {}
         }
+    }
+
+    /// Nodes that records have changed, latest first.
+    fn changed(&self) -> Vec<NodeId> {
+        let nodes = self.nodes.iter().filter(|(_, node)| node.told > 0);
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.sort_by_key(|(_, node)| std::cmp::Reverse(node.told));
+        nodes.into_iter().map(|(id, _)| id.clone()).collect()
     }
 
     fn finish(self, notes: &mut Vec<String>) -> SavedScene {
@@ -454,6 +489,36 @@ mod tests {
             .map(|(node, _)| node.dependencies.clone())
             .collect();
         assert_eq!(dependencies, [vec![], vec!["a".into()], vec!["b".into()]]);
+    }
+
+    #[test]
+    fn what_was_changed_last_is_known() {
+        let scene = |id: &str| {
+            let Record::Node { id, data, .. } = put(id, &[]) else {
+                unreachable!()
+            };
+            let node = Node {
+                id,
+                owner: COMMON.into(),
+                dependencies: Vec::new(),
+                data,
+                kind: None,
+            };
+            (node, Vec::new())
+        };
+        let mut fold = Fold::new(State {
+            scene: Some(SavedScene {
+                nodes: ["a", "b", "c", "d"].map(scene).into(),
+                ..SavedScene::default()
+            }),
+            recent: vec!["d".into(), "b".into()],
+            ..State::default()
+        });
+        for id in ["c", "b", "c"] {
+            fold.record(put(id, &[]));
+        }
+        let recent: Vec<NodeId> = ["c", "b", "d", "b"].map(NodeId::from).into();
+        assert_eq!(fold.finish().0.recent, recent);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::checkpoint::Checkpoint;
 use super::disk::Disk;
 use super::journal::{Position, Writer};
 use super::record::{Entry, Record};
-use super::save::{AskedBackup, Job, Saver, Slot, merged};
+use super::save::{AskedBackup, Job, Saver, Slot, may_be_overtaken, merged};
 use super::state::State;
 use super::sync::{self, Unsynced};
 use super::{
@@ -34,6 +34,8 @@ pub(super) struct Start {
     pub layout: Layout,
     pub settings: Settings,
     pub lock: File,
+    /// Whose backups are made.
+    pub origin: String,
     pub checkpoint: Checkpoint,
     /// The end of the journal as it is, and a number that no segment ever had.
     pub previous: Position,
@@ -57,6 +59,7 @@ pub(super) struct Shared {
     pub disk: Arc<dyn Disk>,
     pub layout: Layout,
     pub settings: Settings,
+    pub origin: String,
     queue: Mutex<Queue>,
     queued: Condvar,
     pub unsynced: Mutex<Unsynced>,
@@ -100,6 +103,7 @@ impl DiskStore {
             disk: start.disk,
             layout: start.layout,
             settings: start.settings,
+            origin: start.origin,
             queue: Mutex::default(),
             queued: Condvar::new(),
             unsynced: Mutex::default(),
@@ -141,7 +145,11 @@ impl DiskStore {
         let waiting = queue
             .items
             .iter()
-            .position(|item| matches!(item, Item::Save(..)));
+            .rposition(|item| matches!(item, Item::Save(..)))
+            .filter(|at| match queue.items.get(*at) {
+                Some(Item::Save(_, older)) => may_be_overtaken(older.as_ref()),
+                _ => false,
+            });
         if let Some(Item::Save(_, older)) = waiting.and_then(|at| queue.items.remove(at)) {
             backup = merged(older, backup);
         }

@@ -184,3 +184,30 @@ fn after_unpin_the_next_version_has_the_session() {
     bob.edit("World", "d['stamp'] = 1");
     assert_converged(&[&bob]);
 }
+
+#[test]
+fn a_file_is_imported_once() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube"]);
+    let name = save(&mut server, "to begin with");
+    alice.leave();
+    let file = server.data_dir.path().join("backups").join(name);
+    let flags = ["--import", file.to_str().unwrap()];
+    let mut other = Server::start_with(&flags).unwrap();
+    let bob = other.join("Bob");
+    assert!(bob.has("Object:Cube"));
+    other.console("new");
+    bob.await_exit();
+    // As a service does whose unit has the flag, in the middle of the night.
+    let other = other.stop().start(&flags);
+    told(&other, "not imported");
+    let port = other.ports.command;
+    alice.connect(json!({"name": "Alice", "port": port, "admin_password": "admin"}));
+    alice.await_lobby();
+    alice.init(&["Torus"], 8);
+    alice.await_active();
+    assert!(!alice.has("Object:Cube"));
+    other.assert_works(&[&alice]);
+}

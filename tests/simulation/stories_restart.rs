@@ -3,7 +3,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use blender_multiuser::admin::AdminCommand;
-use blender_multiuser::wire::message::COMMON;
+use blender_multiuser::wire::message::{COMMON, Outbound};
+use blender_multiuser::wire::pickle::Value;
 
 use super::client::{Client, State};
 use super::restarts::Stop;
@@ -102,6 +103,54 @@ fn after_a_crash_everything_is_sent() {
     world.restart(Stop::Kill, 500);
     world.run(5_000);
     assert!(updates_of(&world[bob], "cube-mesh") > 0);
+    world.assert_converged();
+}
+
+/// Nodes in the order in which a client has got them.
+fn order(client: &Client) -> Vec<String> {
+    let ids = client.log.iter().filter_map(|message| match message {
+        Outbound::Node(node) => Some(node.id.to_string()),
+        Outbound::Commit(commit) => Some(commit.id.to_string()),
+        _ => None,
+    });
+    ids.collect()
+}
+
+#[test]
+fn after_a_crash_who_is_at_work_does_not_wait_for_the_whole_scene() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..60 {
+        world.does(alice, |alice| {
+            let mesh = alice.add(&format!("mesh{n:02}"), "Mesh", &[]);
+            let data = alice.graph.get_mut(&mesh).unwrap().data.as_dict_mut();
+            let bulk = Value::bytes(vec![n; 100_000]);
+            data.unwrap().insert(Value::str("bulk"), bulk).unwrap();
+            alice.send_full(&mesh);
+        });
+        world.run(100);
+    }
+    world.run(13_000);
+    world.does(alice, |alice| alice.append(&id("mesh41"), 1));
+    world.run(200);
+    keep_log(&mut world, &[bob]);
+    // A thin line: 100 KB/s.
+    world.stations[bob.0].line.kernel = 20_000;
+    world.stations[bob.0].line.delay = (200, 200);
+    world.restart(Stop::Kill, 300);
+    world.until("the scene is on its way", |world| {
+        !order(&world[bob]).is_empty()
+    });
+    world.does(alice, |alice| {
+        alice.append(&id("mesh33"), 7);
+        alice.lock(&[id("mesh57")]);
+    });
+    world.until("bob has seen it", |world| {
+        updates_of(&world[bob], "mesh33") > 0 && &*world[bob].graph[&id("mesh57")].owner == "alice"
+    });
+    let order = order(&world[bob]);
+    assert_eq!(order[0], "mesh41");
+    assert!(order.len() < 20, "{order:?}");
+    world.run(60_000);
     world.assert_converged();
 }
 

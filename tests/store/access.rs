@@ -1,7 +1,7 @@
 //! Who can read what is kept, and what is said where it cannot be kept.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -79,4 +79,78 @@ fn a_directory_that_cannot_be_written_is_told_with_its_cure() {
         };
         assert!(said.trim_end().ends_with(&cure), "{said}");
     }
+}
+
+/// All below a directory is given to a user.
+fn give(path: &Path, user: u32) {
+    chown(path, Some(user), Some(user)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap().flatten() {
+            give(&entry.path(), user);
+        }
+    }
+}
+
+#[test]
+fn what_may_not_be_read_is_no_reason_to_begin_with_less() {
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().join("data");
+    use_it(&data);
+    let (store, _) = open(&data, settings()).unwrap();
+    let _ = store.append(vec![change("node-00000", 7)]);
+    drop(store);
+    fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
+    let root = fs::metadata(&data).unwrap().uid() == 0;
+    if root {
+        give(&data, 65534);
+    }
+    // As a server leaves it that somebody has run as root.
+    let mut segments: Vec<_> = fs::read_dir(data.join("journal"))
+        .unwrap()
+        .flatten()
+        .collect();
+    segments.sort_by_key(|segment| segment.path());
+    let segment = segments.pop().unwrap().path();
+    if root {
+        chown(&segment, Some(0), Some(0)).unwrap();
+    } else {
+        fs::set_permissions(&segment, Permissions::from_mode(0o000)).unwrap();
+    }
+    let program = parent.path().join("server");
+    fs::copy(env!("CARGO_BIN_EXE_blender-multiuser"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args([
+        "--port",
+        "0",
+        "--bind",
+        "127.0.0.1",
+        "--admin-password",
+        "x",
+    ]);
+    command.arg("--data-dir").arg(&data);
+    let mut child = command.stderr(std::process::Stdio::piped());
+    if root {
+        child = child.uid(65534).gid(65534);
+    }
+    let mut child = child.spawn().unwrap();
+    // One that starts all the same is ended.
+    let mut waited = 0;
+    while child.try_wait().unwrap().is_none() && waited < 100 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        waited += 1;
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let name = segment.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(said.contains(&name) && said.contains(" -R "), "{said}");
+    if root {
+        chown(&segment, Some(65534), Some(65534)).unwrap();
+    } else {
+        fs::set_permissions(&segment, Permissions::from_mode(0o600)).unwrap();
+    }
+    let (_store, recovered) = open(&data, settings()).unwrap();
+    assert_eq!(numbers(&recovered.state)["node-00000"], 7);
+    assert_eq!(recovered.notes, [""; 0]);
 }

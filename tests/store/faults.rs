@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use blender_multiuser::store::{
-    BackupRequest, DiskStore, Health, Saved, Settings, Store, Written, open_on,
+    BackupRequest, DiskStore, Health, Saved, Settings, Store, Written, list, open_on,
+    read_session_file,
 };
 
 use bytes::Bytes;
@@ -247,6 +248,7 @@ fn saves_do_not_pile_up_behind_a_stuck_disk() {
                 reason: "auto-save".into(),
                 users: Vec::new(),
                 even_if_unchanged: false,
+                ..BackupRequest::default()
             };
             store.backup(state, request)
         })
@@ -283,6 +285,7 @@ fn what_never_came_to_the_journal_is_a_change_to_be_saved() {
         reason: "auto-save".into(),
         users: Vec::new(),
         even_if_unchanged: false,
+        ..BackupRequest::default()
     };
     let first = store.backup(state(3), request);
     let dropped = store.append(vec![change("node-00001", 1)]);
@@ -296,4 +299,119 @@ fn what_never_came_to_the_journal_is_a_change_to_be_saved() {
         back_up(&store, &now, "auto-save"),
         Ok(Saved::Backup(_))
     ));
+}
+
+#[test]
+fn a_backup_that_cannot_be_removed_does_not_keep_the_others() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let settings = Settings {
+        max_backups: 2,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    for n in 0..6 {
+        let _ = store.append(vec![change("node-00000", n)]);
+        back_up(&store, &state(3), "auto-save").unwrap();
+        if n == 0 {
+            disk.fix(Some(&list(data.path())[0].name()));
+        }
+    }
+    assert_eq!(list(data.path()).len(), 3);
+}
+
+#[test]
+fn a_fault_of_the_saving_thread_is_told_and_does_not_end_it() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    disk.panic_at(Some("backups"));
+    let request = BackupRequest {
+        reason: "auto-save".into(),
+        ..BackupRequest::default()
+    };
+    let answer = store.backup(state(3), request).blocking_recv();
+    assert!(!matches!(answer, Ok(Ok(_))), "{answer:?}");
+    wait_until("the fault to be told", || {
+        matches!(store.status().backups, Health::Failing { .. })
+    });
+    disk.panic_at(None);
+    assert!(matches!(
+        back_up(&store, &state(3), "auto-save"),
+        Ok(Saved::Backup(_))
+    ));
+    assert_eq!(store.status().backups, Health::Healthy);
+    wait_until("the save to end", || !store.status().saving);
+}
+
+#[test]
+fn what_is_saved_before_another_scene_comes_is_not_overtaken_by_it() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    disk.stick("backups");
+    let numbered = |number| {
+        let mut state = state(3);
+        state.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", number);
+        state
+    };
+    let mut answers = Vec::new();
+    for n in 1..6 {
+        let _ = store.append(vec![change("node-00000", n)]);
+        let request = BackupRequest {
+            reason: format!("number {n}"),
+            last_of_scene: n == 3,
+            ..BackupRequest::default()
+        };
+        answers.push(store.backup(numbered(n), request));
+    }
+    disk.unstick();
+    for answer in answers {
+        assert!(matches!(answer.blocking_recv(), Ok(Ok(Saved::Backup(_)))));
+    }
+    let saved: Vec<i64> = list(data.path())
+        .iter()
+        .map(|info| read_session_file(&info.path, 1 << 30).unwrap().state)
+        .map(|state| numbers(&state)["node-00000"])
+        .collect();
+    assert!(saved.contains(&3) && saved.last() == Some(&5), "{saved:?}");
+}
+
+#[test]
+fn a_journal_that_is_cut_without_a_backup_is_told() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let settings = Settings {
+        segment_bytes: 1_000,
+        journal_bytes: 5_000,
+        ..settings()
+    };
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    disk.refuse("backups");
+    let mut now = state(3);
+    for round in 1..=8 {
+        assert!(round > 1 || !store.status().checkpoint_alone);
+        for n in 0..50 {
+            let _ = store.append(vec![change("node-00000", round * 100 + n)]);
+        }
+        now.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", round * 100 + 49);
+        back_up(&store, &now, "auto-save").unwrap_err();
+    }
+    wait_until("the save to end", || !store.status().saving);
+    let status = store.status();
+    assert!(
+        status.checkpoint_alone && status.journal_size < 40_000,
+        "{status:?}"
+    );
+    disk.refuse("nothing");
+    back_up(&store, &now, "auto-save").unwrap();
+    wait_until("the save to end", || !store.status().saving);
+    assert!(!store.status().checkpoint_alone);
+    drop(store);
+    let (_store, recovered) = start(data.path());
+    assert_eq!(numbers(&recovered.state)["node-00000"], 849);
 }

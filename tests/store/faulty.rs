@@ -22,6 +22,12 @@ pub struct Faults {
     stuck: Mutex<Option<String>>,
     /// There is no space for files with this in their paths.
     refused: Mutex<Option<String>>,
+    /// Files with this in their paths take so many more bytes.
+    room: Mutex<Option<(String, usize)>>,
+    /// Files with this in their paths are neither renamed nor removed.
+    fixed: Mutex<Option<String>>,
+    /// The server itself is at fault where it makes such a file.
+    fatal: Mutex<Option<String>>,
     log: Mutex<Vec<Op>>,
 }
 
@@ -64,6 +70,34 @@ impl FaultyDisk {
         *self.0.refused.lock().unwrap() = Some(path.to_owned());
     }
 
+    /// From now on files with this in their paths take so many more bytes.
+    pub fn leave_room(&self, path: &str, bytes: usize) {
+        *self.0.room.lock().unwrap() = Some((path.to_owned(), bytes));
+    }
+
+    pub fn give_room(&self) {
+        *self.0.room.lock().unwrap() = None;
+    }
+
+    /// Files with this in their paths keep their names, as one whose directory is somebody else's.
+    pub fn fix(&self, path: Option<&str>) {
+        *self.0.fixed.lock().unwrap() = path.map(str::to_owned);
+    }
+
+    /// Making files with this in their paths panics.
+    pub fn panic_at(&self, path: Option<&str>) {
+        *self.0.fatal.lock().unwrap() = path.map(str::to_owned);
+    }
+
+    fn check_fixed(&self, path: &Path) -> io::Result<()> {
+        let fixed = self.0.fixed.lock().unwrap();
+        let name = path.to_string_lossy();
+        match fixed.as_ref().is_some_and(|part| name.contains(part)) {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => Ok(()),
+        }
+    }
+
     fn note(&self, op: Op) {
         self.0.log.lock().unwrap().push(op);
     }
@@ -86,6 +120,18 @@ impl Faults {
             .is_some_and(|part| path.to_string_lossy().contains(part));
         refused || self.full.load(SeqCst)
     }
+
+    /// How many of so many bytes still fit.
+    fn fitting(&self, path: &Path, bytes: usize) -> usize {
+        match &mut *self.room.lock().unwrap() {
+            Some((part, left)) if path.to_string_lossy().contains(part.as_str()) => {
+                let fitting = bytes.min(*left);
+                *left -= fitting;
+                fitting
+            }
+            _ => bytes,
+        }
+    }
 }
 
 fn enospc() -> io::Error {
@@ -96,6 +142,10 @@ impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         if self.0.is_full(path) {
             return Err(enospc());
+        }
+        let fatal = self.0.fatal.lock().unwrap().clone();
+        if fatal.is_some_and(|part| path.to_string_lossy().contains(&part)) {
+            panic!("a fault of the server");
         }
         let file = RealDisk.create(path)?;
         self.note(Op::Create(path.to_owned()));
@@ -114,12 +164,14 @@ impl Disk for FaultyDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check_fixed(from)?;
         RealDisk.rename(from, to)?;
         self.note(Op::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.check_fixed(path)?;
         RealDisk.remove(path)?;
         self.note(Op::Remove(path.to_owned()));
         Ok(())
@@ -141,11 +193,14 @@ impl DiskFile for FaultyFile {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        let full = self.faults.is_full(&self.path);
+        let mut full = self.faults.is_full(&self.path);
         if full {
             // As it really happens: some of it still fits.
             bytes.truncate(bytes.len() / 2);
         }
+        let fitting = self.faults.fitting(&self.path, bytes.len());
+        full |= fitting < bytes.len();
+        bytes.truncate(fitting);
         self.file.append(&mut [IoSlice::new(&bytes)])?;
         let op = Op::Write(self.path.clone(), bytes);
         self.faults.log.lock().unwrap().push(op);

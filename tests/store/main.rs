@@ -13,7 +13,9 @@ mod files;
 mod folding;
 mod power;
 mod restart;
+mod restoring;
 mod scenes;
+mod starts;
 mod stuck;
 #[path = "../support/mod.rs"]
 mod support;

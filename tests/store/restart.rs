@@ -197,6 +197,7 @@ fn a_server_that_idles_does_not_fill_the_disk() {
         reason: "by hand".into(),
         users: Vec::new(),
         even_if_unchanged: true,
+        ..BackupRequest::default()
     };
     let made = store.backup(idle.clone(), request).blocking_recv().unwrap();
     assert!(matches!(made, Ok(Saved::Backup(_))));

@@ -74,6 +74,7 @@ pub fn back_up(store: &DiskStore, state: &State, reason: &str) -> SaveResult {
         reason: reason.into(),
         users: vec!["Ada".into()],
         even_if_unchanged: false,
+        ..BackupRequest::default()
     };
     store
         .backup(state.clone(), request)
