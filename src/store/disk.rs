@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::platform;
+pub use crate::platform::sync_directory;
 
 /// What changes files. Reading needs no such layer: damage is put into the files themselves.
 pub trait Disk: Send + Sync {
@@ -84,17 +85,6 @@ impl DiskFile for RealFile {
         self.0.set_len(length)?;
         (&self.0).seek(SeekFrom::Start(length)).map(drop)
     }
-}
-
-/// Windows cannot sync directories, and journals their entries itself.
-#[cfg(not(unix))]
-pub fn sync_directory(_: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(unix)]
-pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// Makes everything below a directory durable, whoever wrote it.
