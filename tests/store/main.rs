@@ -14,6 +14,9 @@ mod folding;
 mod power;
 mod restart;
 mod scenes;
+#[cfg(unix)]
 mod stuck;
+// Real clients are started by Unix means.
+#[cfg(unix)]
 #[path = "../support/mod.rs"]
 mod support;
