@@ -76,12 +76,14 @@ mod system {
     use std::fs::{File, OpenOptions, Permissions};
     use std::io::{self, IsTerminal, Write};
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    use std::path::Path;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
 
     use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
     use nix::unistd::{getpgrp, tcgetpgrp};
+    use socket2::Socket;
     use tokio::signal::unix::{self, SignalKind};
 
     use super::Stop;
@@ -90,6 +92,40 @@ mod system {
     pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
         options.mode(0o600)
     }
+
+    /// Makes durable what was made, renamed and removed in a directory.
+    pub fn sync_directory(path: &Path) -> io::Result<()> {
+        match File::open(path)?.sync_all() {
+            // Some file systems, of networks above all, have no such thing.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Ok(())
+            }
+            synced => synced,
+        }
+    }
+
+    /// Lets a socket listen where connections of an earlier server are not forgotten yet.
+    pub fn reuse_port(socket: &Socket) -> io::Result<()> {
+        socket.set_reuse_address(true)
+    }
+
+    /// What to do where the system lets nobody listen on a port.
+    pub const CURE_OF_DENIED_PORT: &str = "choose one above 1023 with --port";
+
+    /// Where the unit `blender-multiuser.service` keeps its data.
+    pub const SERVICE_DATA: Option<&str> = Some("/var/lib/blender-multiuser");
+
+    /// What the console's `exit` is not.
+    pub const OTHER_STOPS: &str = "Ctrl+C does the same. SIGTERM (docker stop, systemctl restart) is a restart instead: who can wait is not disconnected. \
+         To leave `docker attach` and let the server go on, press Ctrl+P Ctrl+Q.";
+
+    /// How to leave the console and let the server go on, after what else there is to do.
+    pub const LEAVING: &str = "; to leave `docker attach` press Ctrl+P Ctrl+Q";
 
     /// A left-over file keeps the mode it had, so the mode given at opening is not enough.
     pub(super) fn keep_private(file: &File) -> io::Result<()> {
@@ -189,7 +225,9 @@ mod system {
 mod system {
     use std::fs::{File, OpenOptions};
     use std::io::{self, IsTerminal};
+    use std::path::Path;
 
+    use socket2::Socket;
     use tokio::signal::windows;
 
     use super::Stop;
@@ -206,6 +244,27 @@ mod system {
     pub(super) fn keep_private(_: &File) -> io::Result<()> {
         Ok(())
     }
+
+    /// Directories cannot be synced here; the file system keeps their entries in a journal of its own.
+    pub fn sync_directory(_: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Dying connections keep no port here, and the option would let several programs share one.
+    pub fn reuse_port(_: &Socket) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Hyper-V, WSL and Docker have ranges of ports kept for them, after each start of the computer other ones.
+    pub const CURE_OF_DENIED_PORT: &str = "Windows keeps it for something else (`netsh interface ipv4 show excludedportrange protocol=tcp` lists such ports), \
+         or another program has it for itself; choose another one with --port";
+
+    /// No service comes with this program here.
+    pub const SERVICE_DATA: Option<&str> = None;
+
+    pub const OTHER_STOPS: &str = "Ctrl+C does the same, and so does closing the window. Ctrl+Break is a restart instead: who can wait is not disconnected.";
+
+    pub const LEAVING: &str = "";
 
     /// The events that ask a server to stop.
     pub struct StopSignals {

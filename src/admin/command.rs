@@ -7,6 +7,7 @@ use std::str::Chars;
 use super::operator::EXIT_REASON;
 use super::render::escape;
 use super::{AdminCommand, StoreCommand};
+use crate::platform;
 
 /// A line of the operator, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +161,7 @@ pub const COMMANDS: &[Command] = &[
         name: "exit",
         arguments: "",
         summary: "stop the server; everybody is told and disconnected",
-        details: "Ctrl+C does the same. SIGTERM (docker stop, systemctl restart) is a restart instead: who can wait is not disconnected. \
-                  To leave `docker attach` and let the server go on, press Ctrl+P Ctrl+Q.",
+        details: platform::OTHER_STOPS,
         not: &["quit", "stop", "shutdown", "bye", "close"],
         takes: Takes::Nothing,
         parse: |rest| {

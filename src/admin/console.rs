@@ -25,7 +25,7 @@ use super::operator::{EXIT_REASON, Operator};
 use super::render::{count, render};
 use super::{AdminCommand, AdminReply, Status};
 use crate::logging::{self, Logs};
-use crate::platform::{self, Terminal};
+use crate::platform::{self, LEAVING, Terminal};
 
 const PROMPT: &str = "multiuser> ";
 
@@ -208,9 +208,9 @@ impl Dialogue {
                 }
                 Err(ReadlineError::Interrupted) => self.interrupt(),
                 Err(ReadlineError::Eof) if self.terminal.is_alive() => {
-                    say(
-                        "The server goes on. To stop it type exit; to leave `docker attach` press Ctrl+P Ctrl+Q.",
-                    );
+                    say(&format!(
+                        "The server goes on. To stop it type exit{LEAVING}."
+                    ));
                     true
                 }
                 Err(error) => {
@@ -243,8 +243,7 @@ impl Dialogue {
             format!("{} are", count(users, "user"))
         };
         say(&format!(
-            "{users} connected; press Ctrl+C again within {} seconds to stop the server for everybody; \
-             to leave `docker attach` press Ctrl+P Ctrl+Q.",
+            "{users} connected; press Ctrl+C again within {} seconds to stop the server for everybody{LEAVING}.",
             SECOND_INTERRUPT.as_secs()
         ));
         true

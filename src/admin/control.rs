@@ -20,6 +20,7 @@ use super::render::render;
 use super::{AdminCommand, AdminReply};
 use crate::config::{Config, Source};
 use crate::logging::Logs;
+use crate::platform;
 use crate::platform::local::{AsyncStream, Listener};
 
 /// Connections at a time.
@@ -27,9 +28,6 @@ const CONNECTIONS: usize = 8;
 
 /// Bytes of a line, its end included.
 pub const LINE_LIMIT: usize = 8 * 1024;
-
-/// Where the unit `blender-multiuser.service` keeps its data.
-const SERVICE: &str = "/var/lib/blender-multiuser";
 
 /// How long the first question may take.
 const IDLE: Duration = Duration::from_secs(10);
@@ -52,7 +50,9 @@ pub fn path(data_dir: &Path) -> PathBuf {
 /// service.
 pub fn path_for(config: &Config) -> PathBuf {
     let usual = path(&config.data_dir);
-    let service = path(Path::new(SERVICE));
+    let Some(service) = platform::SERVICE_DATA.map(|data| path(Path::new(data))) else {
+        return usual;
+    };
     // What may not be looked at (by who has forgotten sudo) is there.
     let there = |path: &Path| path.try_exists().unwrap_or(true);
     if *config.source("data_dir") == Source::Default && !usual.exists() && there(&service) {

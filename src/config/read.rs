@@ -99,7 +99,7 @@ impl Config {
                     };
                     match file.metadata() {
                         // As everywhere, empty is as good as not there.
-                        Ok(about) if about.len() == 0 => continue,
+                        Ok(about) if about.is_file() && about.len() == 0 => continue,
                         Err(error) if error.kind() == ErrorKind::NotFound => continue,
                         // What is there and cannot be read must not leave the server open.
                         _ => {}

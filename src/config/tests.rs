@@ -154,12 +154,12 @@ fn passwords_come_from_a_file_or_directly_not_both() {
             format!("{password} and {file} are both given; give one of them")
         );
     }
-    let config = Cli::read(["x", "--server-password-file", "no/such"])
+    let config = Cli::read(["x", "--server-password-file", "no-such"])
         .unwrap()
         .config;
     let error = format!("{:#}", config.with_passwords_of(None).unwrap_err());
     assert!(
-        error.contains("--server-password-file") && error.contains("no/such"),
+        error.contains("--server-password-file") && error.contains("no-such"),
         "{error}"
     );
 }

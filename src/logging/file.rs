@@ -153,6 +153,7 @@ mod tests {
         assert_eq!(read(&dir.path().join("log.2")), "cccc\n");
         assert!(!dir.path().join("log.3").exists());
         // The size counts what was there before.
+        drop(file);
         let mut file = LogFile::open(&path, Some(10), 0).unwrap();
         assert_eq!(file.append("ffffff\n"), None);
         assert_eq!(read(&path), "ffffff\n");

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
+use crate::platform;
+
 /// Ports that the server takes, one after the other.
 pub const PORTS: u16 = 4;
 /// Connections that wait to be accepted while the server is busy.
@@ -21,7 +23,7 @@ pub enum BindError {
         base.saturating_add(PORTS - 1)
     )]
     InUse { port: u16, base: u16 },
-    #[error("no permission to listen on port {0}: choose one above 1023 with --port")]
+    #[error("no permission to listen on port {0}: {cure}", cure = platform::CURE_OF_DENIED_PORT)]
     Denied(u16),
     #[error("port {0} is too high: {PORTS} ports in a row are needed, so --port can be at most {max}", max = u16::MAX - (PORTS - 1))]
     TooHigh(u16),
@@ -169,9 +171,7 @@ fn listen_at(address: SocketAddr, both: bool) -> io::Result<(TcpListener, bool)>
     } else {
         false
     };
-    // On Windows this option would let several programs share a port.
-    #[cfg(not(windows))]
-    socket.set_reuse_address(true)?;
+    platform::reuse_port(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

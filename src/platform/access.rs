@@ -1,6 +1,6 @@
 //! Who may read and write what the server keeps: nobody else, as far as the server makes it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -89,7 +89,7 @@ fn cure_of_denial(directory: &Path, denied: &Path) -> Option<String> {
     use nix::unistd::{getegid, geteuid};
     use std::os::unix::fs::MetadataExt;
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let owner = fs::metadata(denied).map(|denied| denied.uid()).ok();
+    let owner = denied.metadata().map(|found| found.uid()).ok();
     Some(advice(directory, user, group, owner))
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::platform;
+pub use crate::platform::sync_directory;
 
 /// What changes files. Reading needs no such layer: damage is put into the files themselves.
 pub trait Disk: Send + Sync {
@@ -83,28 +84,6 @@ impl DiskFile for RealFile {
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.0.set_len(length)?;
         (&self.0).seek(SeekFrom::Start(length)).map(drop)
-    }
-}
-
-/// Windows cannot sync directories, and journals their entries itself.
-#[cfg(not(unix))]
-pub fn sync_directory(_: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(unix)]
-pub fn sync_directory(path: &Path) -> io::Result<()> {
-    match File::open(path)?.sync_all() {
-        // Some file systems, of networks above all, have no such thing.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
-        synced => synced,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use blender_multiuser::store::{
     About, BackupInfo, FileError, Saved, SavedScene, State, Store, Verified, export, list,
@@ -12,7 +11,6 @@ use blender_multiuser::wire::pickle::{self, Value};
 use bytes::Bytes;
 
 use crate::scenes::*;
-use crate::support::venv;
 
 const LIMIT: u64 = 1 << 30;
 
@@ -20,10 +18,12 @@ fn export_to(path: &Path, state: &State) {
     export(path, state, &About::default()).unwrap();
 }
 
-/// Runs a script of the real client library.
+/// Runs a script of the real client library, where there is one.
+#[cfg(unix)]
 fn python(script: &str, arguments: &[&Path]) -> Option<String> {
+    use crate::support::venv;
     let python = venv::python(&venv::CURRENT)?;
-    let output = Command::new(python)
+    let output = std::process::Command::new(python)
         .args(["-c", script])
         .args(arguments)
         .output()
@@ -34,6 +34,11 @@ fn python(script: &str, arguments: &[&Path]) -> Option<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[cfg(not(unix))]
+fn python(_: &str, _: &[&Path]) -> Option<String> {
+    None
 }
 
 /// A scene with dependencies, one of which is missing, a locked node and a large one.

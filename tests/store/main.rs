@@ -16,6 +16,9 @@ mod restart;
 mod restoring;
 mod scenes;
 mod starts;
+#[cfg(unix)]
 mod stuck;
+// Real clients are started by Unix means.
+#[cfg(unix)]
 #[path = "../support/mod.rs"]
 mod support;

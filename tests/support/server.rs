@@ -30,7 +30,8 @@ impl Ports {
 }
 
 /// The variable that runs a suite against upstream's Python server (`python`), to tell the tests' own
-/// faults from the server's. It fails many of them: that is why this project exists.
+/// faults from the server's. It fails many of them: that is why this project exists. Any other value is the path of the program to
+/// test in place of the one that cargo has built, such as a script that starts one for another system in an emulator.
 const REFERENCE: &str = "TEST_SERVER";
 
 pub struct Server {
@@ -109,7 +110,12 @@ impl Server {
     }
 
     fn start_on(python: Python, data_dir: tempfile::TempDir, flags: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"));
+        let program = std::env::var(REFERENCE);
+        let program = program
+            .as_deref()
+            .ok()
+            .filter(|&program| program != "python");
+        let mut command = Command::new(program.unwrap_or(env!("CARGO_BIN_EXE_blender-multiuser")));
         // None of those that the system hands out: while a server restarts, somebody who calls might be given its port.
         let port = free_ports().command.to_string();
         for (flag, value) in [
