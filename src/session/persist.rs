@@ -111,6 +111,16 @@ impl Session {
         Ok(told)
     }
 
+    /// The same where it has happened while the server was stopped: who is expected back is told so when it comes.
+    pub fn scene_was_replaced(&mut self, now: Time) {
+        // So that nobody's leaving is a reason for a backup.
+        let scene = std::mem::replace(&mut self.scene, Scene::Empty);
+        for id in self.users() {
+            self.end(now, id, REPLACED, "another scene");
+        }
+        self.scene = scene;
+    }
+
     /// Back to the lobby: an active client can only get there by connecting again.
     pub(super) fn drop_scene(&mut self, now: Time) -> AdminReply {
         if matches!(self.scene, Scene::Empty) {

@@ -33,6 +33,8 @@ pub struct Recovered {
     /// What the last run has left about those who are to come back: handed out once, whatever becomes of it. `None`: it crashed, or
     /// something is missing.
     pub handover: Option<HandOver>,
+    /// Whether the scene is another one than that of the clients in `state`.
+    pub replaced: bool,
 }
 
 /// Opens a data directory, which is made if it is not there, and reads what it holds. Takes seconds per GB.
@@ -85,10 +87,12 @@ pub fn open_on(
     }
     // Positions are compared, so a number is not used twice, even where the journal was lost.
     let next_segment = seen.max(end.segment).saturating_add(1);
+    let mut replaced = false;
     if let Some(restored) = recovery.restore(&best, &mut end, next_segment) {
         best.state = restored;
         best.source = Some(layout.restore.display().to_string());
         best.handover = None;
+        replaced = true;
     }
     let notes = recovery.notes;
     let start = Start {
@@ -108,6 +112,7 @@ pub fn open_on(
         notes,
         source: best.source,
         handover: best.handover,
+        replaced,
     };
     Ok((DiskStore::start(start), recovered))
 }
