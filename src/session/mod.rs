@@ -230,6 +230,10 @@ pub struct Session {
     next_client: u64,
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
+    /// When this session went on from a saved one.
+    resumed_at: Option<Time>,
+    /// Deletes that wait, and who has asked for them.
+    held_deletes: BTreeMap<NodeId, ClientId>,
     effects: VecDeque<Effect>,
     /// The server is about to end: nobody enters any more.
     stopping: bool,
@@ -259,6 +263,8 @@ impl Session {
             init_answers: VecDeque::new(),
             next_client: 0,
             deleted: VecDeque::new(),
+            resumed_at: None,
+            held_deletes: BTreeMap::new(),
             effects: VecDeque::new(),
             stopping: false,
             updates: 0,
@@ -318,6 +324,7 @@ impl Session {
         self.tick_heartbeats(now);
         self.tick_stalls(now);
         self.tick_rights(now);
+        self.tick_deletes(now);
         self.tick_heals(now);
         self.graph.tick(now);
         let ids: Vec<ClientId> = self.clients.keys().copied().collect();

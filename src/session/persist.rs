@@ -33,6 +33,7 @@ impl Session {
             return session;
         };
         session.scene = Scene::Running;
+        session.resumed_at = Some(now);
         session.version = scene.version;
         for (node, commits) in scene.nodes {
             session.graph.restore(now, node, commits);
