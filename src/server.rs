@@ -81,16 +81,12 @@ pub async fn run_on(
     };
     let (report, events) = mpsc::channel(EVENTS);
     let network = bound.serve(net::Settings::default(), report);
-    let core = Core::new(
-        Session::restored(
-            Instant::now(),
-            settings,
-            recovered.state,
-            recovered.handover,
-        ),
-        store,
-        &config,
-    );
+    let now = Instant::now();
+    let mut session = Session::restored(now, settings, recovered.state, recovered.handover);
+    if recovered.replaced {
+        session.scene_was_replaced(now);
+    }
+    let core = Core::new(session, store, &config);
     info!(port = ports.command, "serving");
     ready(ports)?;
     // On a worker of the runtime, beside the connections, hand-overs cost a fraction of those from the main thread.

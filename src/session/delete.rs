@@ -1,5 +1,6 @@
 //! Deletes (docs/protocol.md, 3.6). A Delete that is not echoed has not happened, for its sender neither.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::debug;
@@ -39,6 +40,10 @@ impl Session {
             debug!(%node, "a Delete of a newborn node is not carried out");
             return self.undo_delete(now, id, &node);
         }
+        if self.is_unsettled(now, entry.born) {
+            self.held_deletes.insert(node, id);
+            return;
+        }
         let stale = self.to_be_named_in_vain(id, &node);
         self.graph.delete(now, &node);
         self.record(Record::Delete {
@@ -49,6 +54,37 @@ impl Session {
         self.announce_deletion(now, &node);
         for parent in stale {
             self.answer_with_node(now, id, &parent);
+        }
+    }
+
+    /// Right after a restart nobody knows any more which nodes are newborn, and the first that comes is what clients have sent without
+    /// hearing of one another: Deletes of what they take for orphans, and what refers to it, each on a connection of its own.
+    fn is_unsettled(&self, now: Time, born: Time) -> bool {
+        self.resumed_at == Some(born) && now.saturating_duration_since(born) < NEWBORN
+    }
+
+    /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
+    pub(super) fn tick_deletes(&mut self, now: Time) {
+        let unsettled = self.resumed_at.is_some_and(|at| self.is_unsettled(now, at));
+        if unsettled || self.held_deletes.is_empty() {
+            return;
+        }
+        let mut held = std::mem::take(&mut self.held_deletes);
+        loop {
+            let (referred, orphans): (BTreeMap<_, _>, BTreeMap<_, _>) = held
+                .into_iter()
+                .partition(|(node, _)| !self.graph.parents(node).is_empty());
+            held = referred;
+            if orphans.is_empty() {
+                break;
+            }
+            for (node, id) in orphans {
+                self.delete(now, id, node);
+            }
+        }
+        for (node, id) in held {
+            debug!(%node, "a Delete of a node that is in use is not carried out");
+            self.undo_delete(now, id, &node);
         }
     }
 

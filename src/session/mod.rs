@@ -231,6 +231,10 @@ pub struct Session {
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
     reminders: handover::Reminders,
+    /// When this session went on from a saved one.
+    resumed_at: Option<Time>,
+    /// Deletes that wait, and who has asked for them.
+    held_deletes: BTreeMap<NodeId, ClientId>,
     effects: VecDeque<Effect>,
     /// The server is about to end: nobody enters any more.
     stopping: bool,
@@ -261,6 +265,8 @@ impl Session {
             next_client: 0,
             deleted: VecDeque::new(),
             reminders: handover::Reminders::default(),
+            resumed_at: None,
+            held_deletes: BTreeMap::new(),
             effects: VecDeque::new(),
             stopping: false,
             updates: 0,
@@ -321,6 +327,7 @@ impl Session {
         self.tick_stalls(now);
         self.tick_rights(now);
         self.tick_reminders(now);
+        self.tick_deletes(now);
         self.tick_heals(now);
         self.graph.tick(now);
         let ids: Vec<ClientId> = self.clients.keys().copied().collect();

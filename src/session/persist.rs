@@ -36,6 +36,7 @@ impl Session {
             return session;
         };
         session.scene = Scene::Running;
+        session.resumed_at = Some(now);
         session.version = scene.version;
         for (node, commits) in scene.nodes {
             session.graph.restore(now, node, commits);
@@ -112,6 +113,16 @@ impl Session {
         self.record_scene(reason, &"server".into());
         self.noticeboard.changed();
         Ok(told)
+    }
+
+    /// The same where it has happened while the server was stopped: who is expected back is told so when it comes.
+    pub fn scene_was_replaced(&mut self, now: Time) {
+        // So that nobody's leaving is a reason for a backup.
+        let scene = std::mem::replace(&mut self.scene, Scene::Empty);
+        for id in self.users() {
+            self.end(now, id, REPLACED, "another scene");
+        }
+        self.scene = scene;
     }
 
     /// Back to the lobby: an active client can only get there by connecting again.

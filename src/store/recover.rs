@@ -36,6 +36,8 @@ pub struct Recovered {
     /// What the last run has left about those who are to come back: handed out once, whatever becomes of it. `None`: it crashed, or
     /// something is missing.
     pub handover: Option<HandOver>,
+    /// Whether the scene is another one than that of the clients in `state`.
+    pub replaced: bool,
 }
 
 /// Opens a data directory, which is made if it is not there, and reads what it holds. Takes seconds per GB.
@@ -98,9 +100,10 @@ pub fn open_on(
     // Positions are compared, so a number is not used twice, even where the journal was lost.
     let next_segment = seen.max(end.segment).saturating_add(1);
     let mut backed_up = backup.as_ref().is_some_and(|(_, complete)| *complete);
-    let other = recovery
-        .restore(&best, &mut end, next_segment)
-        .or_else(|| recovery.go_on_from_others(&best, &mut end, next_segment));
+    let restored = recovery.restore(&best, &mut end, next_segment);
+    let replaced = restored.is_some();
+    let other =
+        restored.or_else(|| recovery.go_on_from_others(&best, &mut end, next_segment));
     if let Some((state, source)) = other {
         best.state = state;
         best.source = Some(source);
@@ -126,6 +129,7 @@ pub fn open_on(
         notes,
         source: best.source,
         handover: best.handover,
+        replaced,
     };
     Ok((DiskStore::start(start), recovered))
 }

@@ -251,12 +251,16 @@ fn decode_server_snapshot(data: &Value) -> Result<Inbound, WireError> {
 }
 
 /// One uuid or a list of them, which is a question of the version.
+///
+/// The uuid of an object that the add-on has not registered yet is `""`; selected together with others it says nothing about them.
 pub(super) fn decode_right(data: &Value) -> Option<Inbound> {
     let uuid = data.get("uuid")?;
-    let nodes = match uuid.as_list() {
-        Some(list) => list.iter().map(node_id).collect::<Option<_>>()?,
-        None => vec![node_id(uuid)?],
-    };
+    let uuids = uuid.as_list().unwrap_or(std::slice::from_ref(uuid));
+    let nodes = uuids
+        .iter()
+        .filter(|uuid| uuid.as_str() != Some(""))
+        .map(node_id)
+        .collect::<Option<_>>()?;
     let owner: UserName = data.get("owner")?.as_str()?.into();
     Some(Inbound::Right { nodes, owner })
 }
@@ -528,6 +532,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_right_names_beside_objects_without_uuid_counts() {
+        let mut right = Value::dict([
+            ("uuid", Value::list(["", "n1", ""].map(Value::str))),
+            ("owner", Value::str("alice")),
+        ]);
+        let decoded = decode(Channel::Command, &pickled(RIGHT, &right)).unwrap();
+        assert!(matches!(decoded, Inbound::Right { nodes, .. } if nodes == ["n1".into()]));
+        right = Value::dict([("uuid", Value::str("")), ("owner", Value::str("alice"))]);
+        let decoded = decode(Channel::Command, &pickled(RIGHT, &right)).unwrap();
+        assert!(matches!(decoded, Inbound::Right { nodes, .. } if nodes.is_empty()));
+    }
+
+    #[test]
     fn updates_and_commands_keep_to_their_channels() {
         let chunks = bytes(encode(&Outbound::Node(node())));
         assert!(matches!(
@@ -552,7 +569,7 @@ mod tests {
             (DELETE, Value::None),
             (
                 RIGHT,
-                Value::dict([("uuid", Value::str("")), ("owner", Value::str("alice"))]),
+                Value::dict([("uuid", Value::None), ("owner", Value::str("alice"))]),
             ),
             (
                 RIGHT,

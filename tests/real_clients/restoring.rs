@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::venv;
-use crate::support::{Client, Server, assert_converged, wait_until};
+use crate::support::{Client, Need, Server, assert_converged, needs, wait_until};
 
 fn told(server: &Server, text: &str) {
     wait_until(&format!("the console to say {text:?}"), || {
@@ -153,6 +153,46 @@ fn a_new_scene_begins_with_everybody_told() {
     // The old one is in a backup.
     server.console("backups");
     told(&server, "before a new scene");
+}
+
+#[test]
+fn who_waits_for_a_start_that_restores_another_scene_connects_again() {
+    if !needs(&[Need::WaitingForRestarts]) {
+        return;
+    }
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube", "Cone", "Torus"]);
+    let bob = server.join("Bob");
+    let name = save(&mut server, "the good one");
+    alice.delete("Object:Cone");
+    bob.await_gone("Object:Cone");
+    bob.select(&["Object:Cube"]);
+    alice.await_owner("Object:Cube", "Bob");
+
+    let stopped = server.stop();
+    let data = stopped.data_dir.path();
+    std::fs::copy(
+        data.join("backups").join(name),
+        data.join("session_restore.db"),
+    )
+    .unwrap();
+    let server = stopped.start(&[]);
+    // An add-on that got the scene bit by bit would take what it has deleted itself for orphans, and delete it for good.
+    for client in [alice, bob] {
+        let reason = client.await_exit();
+        assert!(reason.contains("another scene"), "{reason}");
+    }
+    let alice = server.join("Alice");
+    let bob = server.join("Bob");
+    assert!(alice.has("Object:Cone"));
+    assert_eq!(alice.owner("Object:Cube"), "COMMON");
+    server.assert_works(&[&alice, &bob]);
+    // Nobody is still expected after the next one.
+    let server = server.crash_and_restart();
+    server.assert_works(&[&alice, &bob]);
+    assert!(alice.has("Object:Cone"));
 }
 
 #[test]

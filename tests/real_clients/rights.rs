@@ -37,6 +37,21 @@ fn selecting_locks_and_deselecting_frees() {
 }
 
 #[test]
+fn an_object_that_is_not_registered_yet_is_selected_along_with_others() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let alice = server.host("Alice", &["Cube", "Cone"]);
+    let bob = server.join("Bob");
+    bob.select(&["", "Object:Cube"]);
+    alice.await_owner("Object:Cube", "Bob");
+    bob.select(&["Object:Cone"]);
+    alice.await_owner("Object:Cube", "COMMON");
+    alice.await_owner("Object:Cone", "Bob");
+    server.assert_settled(&[&alice, &bob]);
+}
+
+#[test]
 fn a_lock_cannot_be_stolen_but_is_inherited() {
     let Some(server) = Server::start() else {
         return;

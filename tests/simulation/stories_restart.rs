@@ -222,6 +222,34 @@ fn a_delete_after_a_restart_does_not_overtake_what_was_sent_before_it() {
 }
 
 #[test]
+fn what_looks_like_an_orphan_to_one_is_not_deleted_after_a_restart() {
+    for stop in STOPS {
+        let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+        world.run(6_000);
+        world.does(alice, |alice| {
+            let mesh = alice.create("torus-mesh", "Mesh", &[]);
+            alice.create("torus", "Object", &[mesh]);
+        });
+        world.run(300);
+        world.restart(stop, 500);
+        world.stations[alice.0].wires[DATA].opens_at = Some(world.now + Duration::from_secs(2));
+        // Bob's scene has changed, too, and what alice has not linked yet looks like orphans to him.
+        world.does(alice, |alice| alice.link(&id("collection"), &id("torus")));
+        world.does(bob, |bob| {
+            bob.delete(&id("torus"));
+            bob.delete(&id("torus-mesh"));
+        });
+        world.run(10_000);
+        for who in [alice, bob] {
+            assert!(world[who].is_active(), "{stop:?}");
+            assert!(world[who].graph.contains_key(&id("torus")), "{stop:?}");
+            assert!(world[who].graph.contains_key(&id("torus-mesh")), "{stop:?}");
+        }
+        world.assert_converged();
+    }
+}
+
+#[test]
 fn who_waits_for_a_lock_gets_it_after_the_restart() {
     let (mut world, [alice, bob]) = studio(["alice", "bob"]);
     world.does(alice, |alice| alice.lock(&[id("cube")]));

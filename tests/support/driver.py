@@ -499,13 +499,15 @@ class Driver:
         return keys if SINGLE_RIGHTS else [keys]
 
     def do_select(self, refs):
-        """The selection timer: releases what is no longer selected, locks what is, tells the others."""
-        chosen = {self.node(ref).uuid for ref in refs}
+        """The selection timer: releases what is no longer selected, locks what is, tells the others.
+
+        `""` is an object that the add-on has not registered yet."""
+        chosen = {ref and self.node(ref).uuid for ref in refs}
 
         def execute():
             released, taken = list(self.selection - chosen), list(chosen - self.selection)
             for keys, function in ((released, porcelain.unlock), (taken, porcelain.lock)):
-                for key in keys if SINGLE_RIGHTS else [keys] if keys else []:
+                for key in filter(None, keys) if SINGLE_RIGHTS else [keys] if keys else []:
                     try:
                         function(self.repository, key, ignore_warnings=True, affect_dependencies=True)
                     except NonAuthorizedOperationError as error:
