@@ -9,10 +9,10 @@ use tokio::net::tcp::ReadHalf;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::connection::Context;
-use super::frame::{FrameLimits, Framing, Incoming};
+use super::frame::Framing;
+use super::intake::{FrameLimits, Incoming};
 use super::room::Held;
-use super::server::KIB;
+use super::shared::{Context, KIB};
 use super::writer::Exchange;
 use super::zmtp::{Command, MAX_IDENTITY, ZmtpError};
 use super::{Control, Event, InFlight, Peer};
