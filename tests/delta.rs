@@ -195,20 +195,6 @@ fn flavours_are_told_apart() {
 }
 
 #[test]
-fn a_5_7_0_delta_can_be_made_plain() {
-    let path = corpus::data_dir().join("synthetic-deepdiff-5.7.0.deltas.gz");
-    for case in corpus::cases(&path).iter().step_by(10) {
-        let delta = Delta::decode(&case.delta).unwrap();
-        assert_eq!(delta.flavour(), Flavour::V5);
-        let plain = Delta::decode(&delta.encode_plain().into()).unwrap();
-        assert_eq!(plain.flavour(), Flavour::Either);
-        let before = decode(&case.before).unwrap();
-        let after = plain.apply_as(&before, Flavour::V5).unwrap();
-        assert!(after.identical(&delta.apply(&before).unwrap()));
-    }
-}
-
-#[test]
 fn what_makes_deepdiff_raise_is_told() {
     let nested = Value::dict([("t", Value::tuple([Value::tuple([Value::from(1)])]))]);
     let change = Value::dict([("new_value", Value::from(2))]);
@@ -384,6 +370,72 @@ fn a_delta_that_would_take_for_ever_is_not_folded() {
         Err(DeltaError::Unsupported(_))
     ));
 }
+
+/// Each of these few bytes would keep the server busy, or take all its memory.
+#[test]
+fn little_does_not_cost_much() {
+    let refused = |delta: &Delta, base: &Value| {
+        let result = delta.apply(base);
+        assert!(
+            matches!(result, Err(DeltaError::Unsupported(_))),
+            "{result:?}"
+        );
+        assert!(!matches!(delta.apply_quickly(base), Some(Ok(_))));
+    };
+    let new_value = |value| Value::dict([("new_value", value)]);
+    let shared = ints([1]);
+    let text = Value::bytes(vec![b'x'; 1 << 20]);
+    let node = |x| Value::dict([("x", x), ("a", shared.clone()), ("b", shared.clone())]);
+
+    // A key of millions of digits.
+    let digits = format!("root[0x{}]", "F".repeat(2_000_000));
+    refused(
+        &action("values_changed", &digits, new_value(Value::None)),
+        &node(Value::None),
+    );
+
+    // A long way down, to the character of a character of a character.
+    let path = format!("root['x']{}", "[0]".repeat(500_000));
+    let down = action("values_changed", &path, new_value(Value::None));
+    assert_eq!(down.apply(&node("abc".into())), Ok(node("abc".into())));
+
+    // The text of a list that holds a MiB in many places.
+    let places = node(Value::list(vec![text.clone(); 100_000]));
+    let to_str = [
+        &b"}\x8c\x0ctype_changes}\x8c\x09root['x']}\x8c\x08new_type"[..],
+        STR,
+        b"sss",
+    ];
+    refused(&delta(&to_str.concat()).unwrap(), &places);
+
+    // The first item, a MiB, or a list as large as a node may be, many times over.
+    let copies = |count: usize| {
+        let path = b"}\x8c\x11_iterable_opcodes}\x8c\x09root['x']";
+        let list = [b"](", OPCODE, b"\x94", &b"h\0".repeat(count), b"e"].concat();
+        delta(&[path, &list[..], b"ss"].concat()).unwrap()
+    };
+    refused(&copies(2000), &node(Value::list([text.clone()])));
+    refused(&copies(60_000), &node(Value::list([ints(0..60_000)])));
+
+    // A list of lists, in each of which another one is put.
+    let (outer, inner) = (ints([]), Value::list(vec![ints(0..100_000); 40]));
+    let lists = node(Value::list(vec![outer; 60_000]));
+    let lists = decode(&encode(&lists).into()).unwrap();
+    refused(
+        &action("iterable_item_added", "root['x'][0][0]", inner),
+        &lists,
+    );
+
+    // A search for what is nowhere, among what looks like it.
+    let almost = Value::bytes([vec![b'x'; 100_000], vec![b'y']].concat());
+    let alike = Value::bytes(vec![b'x'; 100_001]);
+    let many = node(Value::list(vec![alike; 4000]));
+    let items = (0..4000).map(|n| (format!("root['x'][{n}]"), almost.clone()));
+    let search = Value::dict([("iterable_item_removed", Value::dict(items))]);
+    refused(&Delta::decode(&encode(&search).into()).unwrap(), &many);
+}
+
+const STR: &[u8] = b"\x8c\x08builtins\x8c\x03str\x93";
 
 proptest! {
     #[test]

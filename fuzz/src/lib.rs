@@ -1,6 +1,7 @@
 //! What fuzz targets share.
 
-use blender_multiuser::net::frame::{FrameLimits, Framing, Incoming};
+use blender_multiuser::net::frame::Framing;
+use blender_multiuser::net::intake::{FrameLimits, Incoming};
 use bytes::BufMut;
 
 const LIMITS: FrameLimits = FrameLimits {

@@ -20,7 +20,7 @@ use super::handshake::{self, Greeted, HandshakeError};
 use super::limits::Slot;
 use super::reader::{ReadEnd, Reader, trusted};
 use super::room::Held;
-use super::server::{Port, Shared, stopped};
+use super::shared::{Context, Port, Shared, stopped};
 use super::writer::{Closing, Exchange, Writer};
 use super::{ConnId, Control, Event, Link, Peer, zmtp};
 use crate::wire::message::Outgoing;
@@ -32,14 +32,6 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 /// How long to read on what a peer sent before writing to it failed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What the tasks of one connection share.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub id: ConnId,
-    pub peer: Peer,
-    pub shared: Arc<Shared>,
-}
 
 /// Greets the peer, then reads and writes until either ends.
 pub async fn run(

@@ -2,32 +2,12 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::intake::{Intake, LARGE, Progress};
+use super::intake::{FrameLimits, Incoming, Intake, LARGE, Progress};
 use super::tcp::TcpDecoder;
-use super::zmtp::{Command, ZmtpError};
-
-pub const FLAG_MORE: u8 = 1;
-pub const FLAG_LONG: u8 = 2;
-pub const FLAG_COMMAND: u8 = 4;
+use super::zmtp::{Command, FLAG_COMMAND, FLAG_LONG, FLAG_MORE, ZmtpError};
 
 /// No command that we know is longer than a few hundred bytes.
 const MAX_COMMAND: usize = 4 * 1024;
-
-/// What a peer may send. Bytes are those of chunks, without frame headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameLimits {
-    pub frame: usize,
-    pub message: usize,
-    pub chunks: usize,
-}
-
-/// What [`Decoder::next`] finds.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
-    Command(Command),
-    /// All chunks of a message.
-    Message(Vec<Bytes>),
-}
 
 /// Turns the bytes of one connection into messages and commands. A whole message of small frames is copied out of the read buffer in
 /// one piece, so that what is kept of it never holds on to the buffer.

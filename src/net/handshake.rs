@@ -7,9 +7,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::ConnId;
-use super::frame::{Decoder, FrameLimits, Framing, Incoming};
+use super::frame::{Decoder, Framing};
+use super::intake::{FrameLimits, Incoming};
 use super::refused::Refused;
-use super::server::Port;
+use super::shared::Port;
 use super::tcp::{self, Hello, TcpDecoder};
 use super::zmtp::{self, Command, Greeting, ZmtpError};
 use crate::wire::{Channel, Dialect};

@@ -3,14 +3,29 @@
 use bytes::buf::Limit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::frame::{FrameLimits, Incoming};
-use super::zmtp::ZmtpError;
+use super::zmtp::{Command, ZmtpError};
 
 /// A chunk above this many bytes is read into memory of its own.
 pub const LARGE: usize = 32 * 1024;
 /// Bytes asked of the socket at once, at first and at most: an idle connection costs little memory, a busy one few calls.
 const READ_MIN: usize = 4 * 1024;
 pub(super) const READ_MAX: usize = 64 * 1024;
+
+/// What a peer may send. Bytes are those of chunks, without frame headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameLimits {
+    pub frame: usize,
+    pub message: usize,
+    pub chunks: usize,
+}
+
+/// What a decoder finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    Command(Command),
+    /// All chunks of a message.
+    Message(Vec<Bytes>),
+}
 
 /// What has been read, and how much to read next.
 #[derive(Debug, Default)]

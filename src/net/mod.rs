@@ -14,6 +14,7 @@ mod reader;
 mod refused;
 mod room;
 mod server;
+mod shared;
 pub mod tcp;
 mod writer;
 pub mod zmtp;

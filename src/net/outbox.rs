@@ -5,7 +5,7 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::frame::{FLAG_LONG, FLAG_MORE};
+use super::zmtp::{FLAG_LONG, FLAG_MORE};
 use crate::wire::Chunk;
 
 /// Slices given to the kernel in one call.

@@ -9,10 +9,10 @@ use tokio::net::tcp::ReadHalf;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::connection::Context;
-use super::frame::{FrameLimits, Framing, Incoming};
+use super::frame::Framing;
+use super::intake::{FrameLimits, Incoming};
 use super::room::Held;
-use super::server::KIB;
+use super::shared::{Context, KIB};
 use super::writer::Exchange;
 use super::zmtp::{Command, MAX_IDENTITY, ZmtpError};
 use super::{Control, Event, InFlight, Peer};
@@ -30,8 +30,8 @@ const TTL_MESSAGE: usize = 256;
 const SMALL: usize = 4 * KIB;
 /// How long a large message that has come in part may stand still.
 const STALLED: Duration = Duration::from_secs(60);
-/// Messages above this size are decoded on a thread that may be held up.
-const HEAVY: usize = 256 * KIB;
+/// Messages above this size are decoded on a thread that may be held up: a hostile one of this size takes a tenth of a second.
+const HEAVY: usize = 64 * KIB;
 
 /// Why reading ended.
 #[derive(Debug, thiserror::Error)]

@@ -16,34 +16,8 @@ use super::limits::{Limits, LogGate};
 use super::listen::Bound;
 use super::refused::Refused;
 use super::room::Room;
+use super::shared::{KIB, Port, Shared, stopped};
 use super::{ConnId, Event, Settings};
-
-/// What all connections share.
-#[derive(Debug)]
-pub struct Shared {
-    pub settings: Settings,
-    pub events: mpsc::Sender<(ConnId, Event)>,
-    /// Room for messages that have been read, in KiB.
-    pub room: Arc<Semaphore>,
-    /// Room for those that have been read in part.
-    pub partial: Room,
-    pub stopping: watch::Receiver<bool>,
-    pub refused: Refused,
-    limits: Arc<Limits>,
-    next: AtomicU64,
-    full: LogGate,
-    troubled: LogGate,
-}
-
-/// Which of the server's ports a connection came in on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Port {
-    Command,
-    Data,
-    Ttl,
-    /// P+3, TTL of the four-socket dialect.
-    FourSocketTtl,
-}
 
 /// The running network side. Dropping it ends all connections at once.
 #[derive(Debug)]
@@ -81,9 +55,6 @@ impl Bound {
     }
 }
 
-/// Unit of the room for messages in flight.
-pub const KIB: usize = 1024;
-
 impl Server {
     /// Accepts nothing more, writes what is queued to every peer as [`super::Link::close`] does, and returns when all
     /// connections have ended, after `limit` at the latest. Events have to be taken meanwhile (or their receiver
@@ -95,12 +66,6 @@ impl Server {
             debug!("connections that did not end in time were cut");
         }
     }
-}
-
-/// Waits until the server is to stop.
-pub async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the server has been dropped.
-    let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 /// Accepts on one listener until the server stops; then waits for the connections that came in here.

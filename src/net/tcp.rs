@@ -2,8 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{FrameLimits, Incoming};
-use super::intake::{Intake, LARGE, Progress};
+use super::intake::{FrameLimits, Incoming, Intake, LARGE, Progress};
 use super::zmtp::ZmtpError;
 use crate::wire::Channel;
 

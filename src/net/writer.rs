@@ -13,9 +13,8 @@ use tokio::net::tcp::WriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::connection::Context;
 use super::outbox::{MAX_SLICES, Outbox};
-use super::server::stopped;
+use super::shared::{Context, stopped};
 use super::{Control, Event, zmtp};
 use crate::wire::message::Outgoing;
 use crate::wire::{Channel, Dialect};

@@ -3,7 +3,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::frame::{FLAG_COMMAND, FLAG_LONG};
+/// Flags of a frame.
+pub const FLAG_MORE: u8 = 1;
+pub const FLAG_LONG: u8 = 2;
+pub const FLAG_COMMAND: u8 = 4;
 
 /// First byte of every greeting since ZMTP 2.
 pub const SIGNATURE: u8 = 0xFF;

@@ -102,8 +102,7 @@ pub fn open_on(
     let mut backed_up = backup.as_ref().is_some_and(|(_, complete)| *complete);
     let restored = recovery.restore(&best, &mut end, next_segment);
     let replaced = restored.is_some();
-    let other =
-        restored.or_else(|| recovery.go_on_from_others(&best, &mut end, next_segment));
+    let other = restored.or_else(|| recovery.go_on_from_others(&best, &mut end, next_segment));
     if let Some((state, source)) = other {
         best.state = state;
         best.source = Some(source);

@@ -28,6 +28,9 @@ const METADATA_LIMIT: usize = 256 * 1024;
 /// Values in it; the add-on's have about a hundred, and a name per selected object.
 const METADATA_VALUES: usize = 65_536;
 
+/// Values in an Auth, which has about a dozen, or a question for the server's info.
+const STRANGERS_VALUES: usize = 64;
+
 /// Bytes of a node's uuid: it is remembered in many places, some of them after the node has gone.
 const UUID_LIMIT: usize = 255;
 
@@ -59,10 +62,10 @@ fn decode_command(dialect: Dialect, type_num: i64, chunks: &[Bytes]) -> Result<I
     let [_, _owner, pickled] = chunks else {
         return Err(WireError::Malformed("command"));
     };
-    let data = if type_num == UPDATE_USER_METADATA {
-        unpickle_metadata(pickled)?
-    } else {
-        unpickle("command", pickled)?
+    let data = match type_num {
+        UPDATE_USER_METADATA => unpickle_metadata(pickled)?,
+        AUTH | REQUEST_SERVER_INFO => unpickle_strangers(pickled)?,
+        _ => unpickle("command", pickled)?,
     };
     match type_num {
         AUTH => decode_auth(dialect, &data).ok_or(WireError::Malformed("Auth")),
@@ -83,15 +86,21 @@ pub(super) fn unpickle(what: &'static str, bytes: &Bytes) -> Result<Value, WireE
     pickle::decode(bytes).map_err(|source| WireError::Pickle { what, source })
 }
 
+/// What everybody may say, again and again: it must not take long to read.
+pub(super) fn unpickle_strangers(bytes: &Bytes) -> Result<Value, WireError> {
+    unpickle_small("command", bytes, STRANGERS_VALUES)
+}
+
+fn unpickle_small(what: &'static str, bytes: &Bytes, values: usize) -> Result<Value, WireError> {
+    pickle::decode_small(bytes, values).map_err(|source| WireError::Pickle { what, source })
+}
+
 /// One push of metadata. What it holds is compared, counted and pickled again with each further one.
 pub(super) fn unpickle_metadata(bytes: &Bytes) -> Result<Value, WireError> {
     if bytes.len() > METADATA_LIMIT {
         return Err(WireError::Malformed("metadata: more than 256 KiB"));
     }
-    pickle::decode_small(bytes, METADATA_VALUES).map_err(|source| WireError::Pickle {
-        what: "metadata",
-        source,
-    })
+    unpickle_small("metadata", bytes, METADATA_VALUES)
 }
 
 pub(super) fn text(bytes: &Bytes) -> Option<&str> {
@@ -592,6 +601,17 @@ mod tests {
                 decode(Channel::Command, &pickled(type_num, &data)).is_err(),
                 "{type_num} {data:?}"
             );
+        }
+    }
+
+    #[test]
+    fn strangers_are_not_read_at_length() {
+        for type_num in [AUTH, REQUEST_SERVER_INFO] {
+            let long = Value::list(vec![Value::None; STRANGERS_VALUES]);
+            assert!(matches!(
+                decode(Channel::Command, &pickled(type_num, &long)),
+                Err(WireError::Pickle { .. })
+            ));
         }
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::dealer::{
     TYPE_NAME, client_state, decode_auth, decode_delete, decode_dependencies, decode_init,
     decode_kick, decode_metadata, decode_right, decode_snapshot, encode_dependencies, ids,
-    single_right, text, unpickle, unpickle_metadata, uuid_chunk,
+    single_right, text, unpickle, unpickle_metadata, unpickle_strangers, uuid_chunk,
 };
 use super::message::{Inbound, Node, Outbound};
 use super::pickle::{self, Value};
@@ -18,6 +18,8 @@ pub const HEADER_FRAMES: usize = 6;
 
 /// Chunks of one node: clients make one per 2.5 GB.
 const MAX_CHUNKS: i64 = 64;
+/// Bytes of their pickled number, which takes five.
+const COUNT_LIMIT: usize = 64;
 
 const SERVER: &[u8] = b"server";
 const SERVER_PUSH: &[u8] = b"SERVER_PUSH";
@@ -33,10 +35,10 @@ pub fn decode_command(chunks: &[Bytes]) -> Result<Inbound, WireError> {
     let [_owner, class, pickled] = chunks else {
         return Err(WireError::Malformed("command"));
     };
-    let data = if &class[..] == b"RepUpdateUserMetadata" {
-        unpickle_metadata(pickled)?
-    } else {
-        unpickle("command", pickled)?
+    let data = match &class[..] {
+        b"RepUpdateUserMetadata" => unpickle_metadata(pickled)?,
+        b"RepAuthCommand" => unpickle_strangers(pickled)?,
+        _ => unpickle("command", pickled)?,
     };
     let (what, message) = match &class[..] {
         b"RepAuthCommand" => ("Auth", decode_auth(Dialect::FourSocket, &data)),
@@ -148,6 +150,10 @@ impl Assembler {
             let [_, _, _, _, count, _] = message.as_slice() else {
                 return Err(WireError::Malformed("header of a node"));
             };
+            // This is read on the async runtime, however long it is.
+            if count.len() > COUNT_LIMIT {
+                return Err(WireError::Malformed("number of chunks"));
+            }
             let count = unpickle("number of chunks", count)?.as_i64();
             self.missing = count
                 .filter(|count| (1..=MAX_CHUNKS).contains(count))
@@ -324,7 +330,14 @@ mod tests {
     #[test]
     fn what_is_no_publication_is_refused() {
         let messages = publication();
-        for count in [Value::Int(0), Value::Int(-1), Value::Int(65), Value::None] {
+        let long = Value::str("1".repeat(COUNT_LIMIT));
+        for count in [
+            Value::Int(0),
+            Value::Int(-1),
+            Value::Int(65),
+            Value::None,
+            long,
+        ] {
             let mut header = messages[0].clone();
             header[4] = pickle::encode(&count).into();
             assert!(

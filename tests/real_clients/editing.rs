@@ -12,11 +12,9 @@ const NEWBORN: Duration = Duration::from_millis(5500);
 
 #[test]
 fn edits_reach_the_others_both_ways() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     // Which deepdiff somebody has shows in his first edit. Until then he gets whole nodes where deltas may not suit him.
     for (author, reader) in [(&alice, &bob), (&bob, &alice)] {
         author.edit("World", &format!("d['author'] = '{}'", author.name));
@@ -47,11 +45,9 @@ fn edits_reach_the_others_both_ways() {
 
 #[test]
 fn values_keep_type_order_and_bits() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     for (node, author) in [
         ("Material", &alice),
         ("Material", &bob),
@@ -75,11 +71,9 @@ fn values_keep_type_order_and_bits() {
 
 #[test]
 fn lists_grow_shrink_and_move() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone", "Lamp"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone", "Lamp"]);
-    let bob = server.join("Bob");
     for author in [&alice, &bob] {
         author.edit(
             "Object:Cube",
@@ -106,11 +100,9 @@ fn lists_grow_shrink_and_move() {
 
 #[test]
 fn objects_are_added_and_deleted() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     bob.add("Tree");
     alice.await_value("Object:Tree", "d['name']", "Tree");
     alice.await_value("Collection", "len(d['objects'])", 3);
@@ -132,11 +124,9 @@ fn objects_are_added_and_deleted() {
 
 #[test]
 fn ones_own_newborn_can_be_deleted_at_once() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     bob.add("Mistake");
     bob.delete("Object:Mistake");
     bob.await_gone("Object:Mistake");
@@ -146,11 +136,9 @@ fn ones_own_newborn_can_be_deleted_at_once() {
 
 #[test]
 fn removing_a_node_drops_it_from_all_dependencies() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let image = alice.uuid("Image");
     alice.call("rm", json!({"ref": "Image"}));
     bob.await_gone(&image);
@@ -166,12 +154,9 @@ fn removing_a_node_drops_it_from_all_dependencies() {
 
 #[test]
 fn crossing_edits_of_a_common_node_converge() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube"], ["Bob", "Carol"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     for client in [&alice, &bob] {
         client.start_drag(&["World", "Collection", "Scene"], 60, 2.0);
     }
@@ -192,11 +177,9 @@ fn crossing_edits_of_a_common_node_converge() {
 
 #[test]
 fn crossing_changes_of_structure_converge() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     alice.edit(
         "World",
         "d['tree'] = {'list': [1, 2, 3], 'set': {1, 2}, 'dict': {'a': {'b': 1}}}",
@@ -217,11 +200,9 @@ fn crossing_changes_of_structure_converge() {
 
 #[test]
 fn a_newborn_survives_the_purge_of_others() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     for name in ["First", "Second", "Third"] {
         alice.call("add_loose", json!({"name": name}));
         wait_until("Bob to have the newborn", || {
@@ -244,12 +225,11 @@ fn a_newborn_survives_the_purge_of_others() {
 
 #[test]
 fn deleting_what_another_edits_throws_nobody_out() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) =
+        Server::studio(&["Cube", "Cone", "Lamp"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone", "Lamp"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     thread::sleep(NEWBORN);
     for name in ["Object:Cube", "Object:Cone"] {
         alice.start_drag(&[name], 60, 1.5);
@@ -275,11 +255,9 @@ fn an_edit_of_an_unknown_node_is_answered_with_its_deletion() {
     if !needs(&[Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let unknown = "00000000-1111-2222-3333-444444444444";
     bob.raw(
         "data",
@@ -302,11 +280,9 @@ fn an_edit_of_an_unknown_node_is_answered_with_its_deletion() {
 
 #[test]
 fn big_nodes_pass() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     alice.edit(
         "Mesh:Cube.mesh",
         "d['vertices']['co'] = bytes(range(256)) * 40000",

@@ -17,11 +17,9 @@ fn who_drags_goes_on_dragging() {
         return;
     }
     for end in ENDS {
-        let Some(server) = Server::start() else {
+        let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
             return;
         };
-        let alice = server.host("Alice", &["Cube", "Cone"]);
-        let bob = server.join("Bob");
         alice.select(&["Object:Cube"]);
         bob.await_owner("Object:Cube", "Alice");
         alice.start_drag(&["Object:Cube"], 30, 5.0);
@@ -43,11 +41,9 @@ fn a_restart_is_announced_in_the_chat() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let stopped = server.stop();
     for client in [&alice, &bob] {
         wait_until("the announcement", || {
@@ -113,11 +109,9 @@ fn a_busy_client_hears_that_it_is_out() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(mut server) = Server::start() else {
+    let Some((mut server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     // What is in front of the news takes him some turns, in each of which he says something, too.
     bob.call("turn", json!({"ms": 100}));
     bob.pause(2.5);
@@ -140,11 +134,9 @@ fn who_logs_in_meanwhile_gets_in() {
         return;
     }
     for end in ENDS {
-        let Some(server) = Server::start() else {
+        let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
             return;
         };
-        let alice = server.host("Alice", &["Cube"]);
-        let bob = server.join("Bob");
         bob.leave();
         let port = server.ports.command;
         let stopped = end(server);
@@ -161,11 +153,9 @@ fn two_restarts_in_quick_succession() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     alice.select(&["Object:Cube"]);
     bob.await_owner("Object:Cube", "Alice");
     alice.start_drag(&["Object:Cube"], 30, 6.0);
@@ -243,11 +233,9 @@ fn locks_of_those_who_do_not_return_come_free_after_the_grace_time() {
         return;
     }
     for end in ENDS {
-        let Some(server) = Server::start() else {
+        let Some((server, mut alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
             return;
         };
-        let mut alice = server.host("Alice", &["Cube"]);
-        let bob = server.join("Bob");
         alice.select(&["Object:Cube"]);
         bob.await_owner("Object:Cube", "Alice");
         let stopped = end(server);
@@ -265,11 +253,9 @@ fn who_was_refused_a_lock_gets_it_after_the_restart() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     alice.select(&["Object:Cube"]);
     bob.await_owner("Object:Cube", "Alice");
     bob.raw(

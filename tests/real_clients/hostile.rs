@@ -37,11 +37,9 @@ fn a_malicious_node_goes_nowhere_and_its_sender_goes() {
     if !needs(&[Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let marker = Marker::new();
     let evil = marker.evil();
     let attacks = [
@@ -168,11 +166,9 @@ fn malicious_pickles_before_login() {
 
 #[test]
 fn other_protocols_on_every_port() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let tls_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(40);
     let http = b"GET / HTTP/1.1\r\nHost: blender\r\nConnection: keep-alive\r\n\r\n".to_vec();
     let noise: Vec<u8> = (0u32..4096)
@@ -223,11 +219,9 @@ fn other_protocols_on_every_port() {
 
 #[test]
 fn odd_frames_on_the_ttl_port() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let stranger = server.stranger("Stranger");
     for (index, frames) in [
         "[b'INIT', b'INIT']",
@@ -252,11 +246,9 @@ fn odd_frames_on_the_ttl_port() {
 
 #[test]
 fn strangers_are_not_heard() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let before = alice.graph();
     let cube = alice.uuid("Object:Cube");
     let stranger = server.stranger("Stranger");
@@ -308,11 +300,9 @@ fn strangers_are_not_heard() {
 
 #[test]
 fn a_stranger_cannot_borrow_an_identity_for_data() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     // An identity that logged in on no command connection.
     let stranger = server.stranger("Stranger");
     let identity = stranger.open("data", server.ports.data);
@@ -333,11 +323,9 @@ fn malformed_commands_of_a_user() {
     if !needs(&[Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let malformed = [
         "[P(4), b'client', P('')]",
         "[P(4), b'client', P(None)]",
@@ -465,11 +453,9 @@ fn who_was_kicked_stays_out_even_if_he_does_not_leave() {
     if !needs(&[Need::BareLogin]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let rogue = Client::spawn(&server.python, "Rogue");
     let identity = rogue.open("command", server.ports.command);
     rogue.open_as("data", server.ports.data, &identity);
@@ -506,12 +492,10 @@ fn a_delta_that_cannot_be_checked_throws_nobody_out() {
     if !needs(&[Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, mallory])) = Server::studio(&["Cube"], ["Bob", "Mallory"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let mallory = server.join("Mallory");
     let _ = mallory.try_call(
         "raw",
         json!({"channel": "data", "expr": "[P(1), uid('World').encode(), P([]), P({'iterable_item_moved': {'x': {'new_path': 'y'}}, 'set_item_added': {\"root['gone']\": {1}}})]"}),

@@ -9,11 +9,10 @@ use crate::support::{CHANNELS, Client, Need, Proxy, Server, assert_converged, ne
 
 #[test]
 fn a_joiner_during_steady_edits_holds_the_same_scene() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone", "Lamp", "Rock"], ["Bob"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone", "Lamp", "Rock"]);
-    let bob = server.join("Bob");
     alice.select(&["Object:Cube"]);
     bob.select(&["Object:Cone"]);
     alice.start_drag(&["Object:Cube", "World"], 30, 5.0);
@@ -181,11 +180,9 @@ fn a_join_survives_a_broken_connection() {
 
 #[test]
 fn leaving_and_joining_again_and_again() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     for round in 0..3 {
         bob.select(&["Object:Cube"]);
         bob.edit("Object:Cube", &format!("d['location'][1] = {round} + 0.5"));

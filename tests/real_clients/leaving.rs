@@ -10,12 +10,9 @@ use crate::support::{Need, Server, needs, venv, wait_until};
 
 #[test]
 fn admins_kick() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube"], ["Bob", "Carol"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.select(&["Object:Cube"]);
     alice.await_owner("Object:Cube", "Bob");
     alice.call("kick", json!({"user": "Bob"}));
@@ -36,12 +33,9 @@ fn admins_kick() {
 
 #[test]
 fn others_do_not_kick() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube"], ["Bob", "Carol"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.call("kick", json!({"user": "Carol", "cheat": true}));
     bob.call("kick", json!({"user": "Alice", "cheat": true}));
     if needs(&[Need::RawFrames]) {
@@ -53,11 +47,9 @@ fn others_do_not_kick() {
 
 #[test]
 fn the_console_kicks_with_a_reason() {
-    let Some(mut server) = Server::start() else {
+    let Some((mut server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     server.console("kick Bob lunch is ready");
     assert!(bob.await_exit().contains("lunch is ready"));
     server.console("users");
@@ -69,11 +61,9 @@ fn the_console_kicks_with_a_reason() {
 
 #[test]
 fn exit_tells_everybody_why() {
-    let Some(mut server) = Server::start() else {
+    let Some((mut server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let carol = server.client("Carol").connect();
     carol.await_active();
     server.console("exit");
@@ -125,11 +115,9 @@ fn sigterm_ends_nobodys_session() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(mut server) = Server::start() else {
+    let Some((mut server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     server.terminate();
     assert_eq!(server.wait_exit().code(), Some(0));
     for client in [&alice, &bob] {
@@ -144,11 +132,9 @@ fn sigterm_ends_nobodys_session() {
 
 #[test]
 fn a_crashed_client_is_back_within_a_second() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [mut bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let mut bob = server.join("Bob");
     bob.select(&["Object:Cube"]);
     alice.await_owner("Object:Cube", "Bob");
     bob.crash(); // its TTL process answers on
@@ -163,11 +149,9 @@ fn a_crashed_client_is_back_within_a_second() {
 
 #[test]
 fn a_crashed_client_leaves_after_the_grace_time() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [mut bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let mut bob = server.join("Bob");
     bob.crash();
     wait_until("Bob to be gone, though his TTL process lives", || {
         !alice.sees_user("Bob")
@@ -177,11 +161,9 @@ fn a_crashed_client_leaves_after_the_grace_time() {
 
 #[test]
 fn a_client_that_went_without_a_word_frees_its_name() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     bob.leave();
     bob.connect(json!({"name": "Bob", "port": server.ports.command}));
     bob.await_active();
@@ -225,11 +207,9 @@ fn passwords_stay_out_of_log_and_data() {
 
 #[test]
 fn ctl_kicks_and_check_is_no_guest() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let binary = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_blender-multiuser"))
             .args(arguments)

@@ -6,11 +6,9 @@ use crate::support::{CHANNELS, Client, Need, Proxy, Server, needs, state, wait_u
 
 #[test]
 fn initialise_and_join() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     assert_eq!(bob.value("Cube", "d['location'][2]"), json!(1.5));
     assert!(alice.users()["Alice"]["admin"].as_bool().unwrap());
     wait_until("everybody to see Bob active", || {
@@ -127,11 +125,9 @@ fn an_open_server_takes_every_empty_password() {
     if !needs(&[Need::TwoPasswords]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [none])) = Server::studio(&["Cube"], ["NoneAtAll"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let none = server.join("NoneAtAll");
     let empty = server.client("Empty").server_password("").connect();
     let text = server
         .client("NoneAsText")
@@ -246,11 +242,9 @@ fn only_admins_initialise() {
 
 #[test]
 fn initialising_a_running_session_is_rejected() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let carol = server.client("Carol").admin().connect();
     carol.await_active();
     carol.call("eval", json!({"code": "session.init()"}));

@@ -9,11 +9,9 @@ use crate::support::{Need, Server, assert_converged, needs, wait_until};
 
 #[test]
 fn metadata_reaches_everybody_and_late_joiners() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     wait_until("the first pushes to settle", || {
         ["Alice", "Bob"]
             .iter()
@@ -91,12 +89,9 @@ fn the_sender_cannot_speak_for_another() {
     if !needs(&[Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube"], ["Bob", "Carol"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     // Until he sees his own colour he pushes everything again and again.
     wait_until("Bob to have introduced himself", || {
         bob.users()["Bob"]["metadata"]["color"].is_array()
@@ -115,11 +110,9 @@ fn the_sender_cannot_speak_for_another() {
 
 #[test]
 fn chat_reaches_everybody_and_late_joiners() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     let line = |id: &str, text: &str| {
         let message = json!({"id": id, "username": "Bob", "message": text, "msg_type": "text", "metadata": {}, "timestamp": 1.5});
         format!("{{'chat_messages': {:?}}}", json!([message]).to_string())
@@ -144,11 +137,9 @@ fn chat_reaches_everybody_and_late_joiners() {
 
 #[test]
 fn latency_is_measured() {
-    let Some(server) = Server::start() else {
+    let Some((_server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     for client in [&alice, &bob] {
         wait_until("latencies of both", || {
             ["Alice", "Bob"].iter().all(|name| {

@@ -13,11 +13,9 @@ fn a_crash_of_the_server_goes_unnoticed() {
     if !needs(&[Need::Reconnecting]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     alice.select(&["Object:Cube"]);
     bob.await_owner("Object:Cube", "Alice");
     alice.edit("Object:Cube", "d['location'][0] = 5.0");
@@ -63,11 +61,9 @@ fn sigterm_and_a_start_lead_into_the_same_session() {
     if !needs(&[Need::WaitingForRestarts]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     let says = |client: &Client, key: &str, text: &str| {
         client.users().as_object().unwrap().values().any(|user| {
             let said = user["metadata"][key].as_str();
@@ -123,12 +119,11 @@ fn locks_wait_for_their_holders_and_no_longer_than_the_grace_time() {
     if !needs(&[Need::Reconnecting, Need::RawFrames]) {
         return;
     }
-    let Some(server) = Server::start() else {
+    let Some((server, mut alice, [bob, carol])) =
+        Server::studio(&["Cube", "Cone", "Torus"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let mut alice = server.host("Alice", &["Cube", "Cone", "Torus"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     alice.select(&["Object:Cube", "Object:Torus"]);
     carol.select(&["Object:Cone"]);
     for (node, owner) in [

@@ -123,11 +123,9 @@ fn nothing_is_restored_that_is_not_there() {
 
 #[test]
 fn a_new_scene_begins_with_everybody_told() {
-    let Some(mut server) = Server::start() else {
+    let Some((mut server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     bob.select(&["Object:Cube"]);
     alice.await_owner("Object:Cube", "Bob");
     bob.start_drag(&["Object:Cube"], 30, 10.0);

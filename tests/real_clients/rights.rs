@@ -9,11 +9,9 @@ use crate::support::{Need, Server, assert_converged, needs, wait_until};
 
 #[test]
 fn selecting_locks_and_deselecting_frees() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube", "Cone"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
     bob.select(&["Object:Cube"]);
     for client in [&alice, &bob] {
         client.await_owner("Object:Cube", "Bob");
@@ -53,12 +51,10 @@ fn an_object_that_is_not_registered_yet_is_selected_along_with_others() {
 
 #[test]
 fn a_lock_cannot_be_stolen_but_is_inherited() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube", "Cone"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.select(&["Object:Cube"]);
     carol.await_owner("Object:Cube", "Bob");
 
@@ -87,12 +83,10 @@ fn a_lock_cannot_be_stolen_but_is_inherited() {
 
 #[test]
 fn a_mixed_request_is_judged_node_by_node() {
-    let Some(server) = Server::start() else {
+    let Some((_server, alice, [bob, carol])) = Server::studio(&["Cube", "Cone"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.call(
         "lock",
         json!({"refs": ["Object:Cube"], "dependencies": false}),
@@ -112,12 +106,9 @@ fn a_mixed_request_is_judged_node_by_node() {
 
 #[test]
 fn what_belongs_to_another_cannot_be_edited_unlocked_or_deleted() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube"], ["Bob", "Carol"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.select(&["Object:Cube"]);
     carol.await_owner("Object:Cube", "Bob");
     alice.await_owner("Object:Cube", "Bob");
@@ -153,12 +144,10 @@ fn what_belongs_to_another_cannot_be_edited_unlocked_or_deleted() {
 
 #[test]
 fn admins_override_and_hand_over() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob, carol])) = Server::studio(&["Cube", "Cone"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone"]);
-    let bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.select(&["Object:Cube"]);
     alice.await_owner("Object:Cube", "Bob");
     alice.edit_without_right("Object:Cube", "d['location'][0] = 3.0");
@@ -184,11 +173,9 @@ fn admins_override_and_hand_over() {
 
 #[test]
 fn an_edit_that_crosses_its_own_unlock_counts() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     // Four-socket clients carry their Rights out before they send them, so what they see of their own proves nothing.
     let carol = server.join("Carol");
     for round in 1..=5 {
@@ -216,11 +203,9 @@ fn an_edit_that_crosses_its_own_unlock_counts() {
 
 #[test]
 fn a_lock_on_a_newborn_holds() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [bob])) = Server::studio(&["Cube"], ["Bob"]) else {
         return;
     };
-    let alice = server.host("Alice", &["Cube"]);
-    let bob = server.join("Bob");
     for i in 0..5 {
         let name = format!("New{i}");
         bob.add(&name);
@@ -233,12 +218,11 @@ fn a_lock_on_a_newborn_holds() {
 
 #[test]
 fn no_lock_outlives_its_owner() {
-    let Some(server) = Server::start() else {
+    let Some((server, alice, [mut bob, carol])) =
+        Server::studio(&["Cube", "Cone", "Lamp"], ["Bob", "Carol"])
+    else {
         return;
     };
-    let alice = server.host("Alice", &["Cube", "Cone", "Lamp"]);
-    let mut bob = server.join("Bob");
-    let carol = server.join("Carol");
     bob.select(&["Object:Cube"]);
     carol.select(&["Object:Cone"]);
     alice.await_owner("Object:Cube", "Bob");

@@ -2,12 +2,13 @@
 //! main loop, what it drops and queues, and what makes it raise, which ends its session.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use blender_multiuser::wire::Dialect;
 use blender_multiuser::wire::message::{
     ClientState, Commit, Inbound, Login, Node, NodeId, Outbound, UserName,
 };
-use blender_multiuser::wire::pickle::Value;
+use blender_multiuser::wire::pickle::{Dict, Value};
 
 use super::delta;
 use super::dialects::held_data;
@@ -65,6 +66,14 @@ pub struct Client {
     pub updates_handled: usize,
     /// Pushes its presence whenever it may, as the add-on does.
     pub shows_presence: bool,
+}
+
+/// The fields of a node's data, to change them; whoever else holds the same data keeps what it has.
+pub fn fields(data: &mut Value) -> &mut Dict {
+    match data {
+        Value::Dict(dict) => Arc::make_mut(dict),
+        other => panic!("node data is a dict, not {other:?}"),
+    }
 }
 
 pub fn node_data(type_id: &str, id: &NodeId) -> Value {

@@ -7,7 +7,7 @@ use blender_multiuser::wire::message::{Inbound, Node, NodeId, Outbound, UserName
 use blender_multiuser::wire::pickle::{self, Value};
 use blender_multiuser::wire::{Channel, Dialect};
 
-use super::client::{Client, Held, State};
+use super::client::{Client, Held, State, fields};
 
 /// The data as the library keeps it: the type comes first. Where it travels outside of the data it is put in.
 pub fn held_data(node: &Node) -> Value {
@@ -73,7 +73,7 @@ impl Client {
         let mut kind: Arc<str> = held.type_id().into();
         if self.is_four_socket() {
             kind = format!("Bl{kind}").into();
-            data.as_dict_mut().unwrap().remove(&Value::str("type_id"));
+            fields(&mut data).remove(&Value::str("type_id"));
         }
         Node {
             id: id.clone(),

@@ -7,7 +7,7 @@ use blender_multiuser::wire::Dialect;
 use blender_multiuser::wire::message::{COMMON, Inbound, NodeId};
 use blender_multiuser::wire::pickle::Value;
 
-use super::client::{Client, State, node_data};
+use super::client::{Client, State, fields, node_data};
 use super::delta::{self, Change};
 use super::network::Line;
 use super::restarts::Stop;
@@ -166,9 +166,7 @@ impl Script {
                 .graph
                 .get_mut(&NodeId::from("mesh0"))
                 .unwrap();
-            held.data
-                .as_dict_mut()
-                .unwrap()
+            fields(&mut held.data)
                 .insert(Value::str("vertices"), big)
                 .unwrap();
         }
@@ -296,7 +294,7 @@ impl Script {
                     let x = self.fresh();
                     self.world.does(who, |client| {
                         let held = client.graph.get_mut(&id).unwrap();
-                        let data = held.data.as_dict_mut().unwrap();
+                        let data = fields(&mut held.data);
                         data.insert(Value::str("k1"), Value::Int(x)).unwrap();
                         client.send_full(&id);
                     });

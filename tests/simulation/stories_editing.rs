@@ -5,7 +5,7 @@ use std::time::Duration;
 use blender_multiuser::wire::message::{Inbound, NodeId, Outbound};
 use blender_multiuser::wire::pickle::Value;
 
-use super::client::{Client, State};
+use super::client::{Client, State, fields};
 use super::delta::{self, Change};
 use super::network::Line;
 use super::stories::{deletes, id, keep_log, studio, updates_of};
@@ -370,9 +370,7 @@ fn deleting_while_a_fold_is_under_way_harms_nobody() {
         let id = alice.add("big", "Mesh", &[]);
         let held = alice.graph.get_mut(&id).unwrap();
         let bytes = Value::bytes(vec![1u8; 300_000]);
-        held.data
-            .as_dict_mut()
-            .unwrap()
+        fields(&mut held.data)
             .insert(Value::str("v"), bytes)
             .unwrap();
         alice.send_full(&id);
@@ -403,7 +401,7 @@ fn who_does_not_read_ends_up_with_exactly_the_current_scene() {
     for x in 0..400 {
         world.does(alice, |alice| {
             let held = alice.graph.get_mut(&id("cube-mesh")).unwrap();
-            let data = held.data.as_dict_mut().unwrap();
+            let data = fields(&mut held.data);
             data.insert(Value::str("v"), big.clone()).unwrap();
             data.insert(Value::str("n"), Value::Int(x)).unwrap();
             alice.send_full(&id("cube-mesh"));
@@ -433,10 +431,7 @@ fn a_node_does_not_overtake_its_dependency_that_waits_for_room() {
             let filler = alice.add(&format!("filler{n}"), "Mesh", &[]);
             let data = &mut alice.graph.get_mut(&filler).unwrap().data;
             let bytes = Value::bytes(vec![1u8; 100_000]);
-            data.as_dict_mut()
-                .unwrap()
-                .insert(Value::str("v"), bytes)
-                .unwrap();
+            fields(data).insert(Value::str("v"), bytes).unwrap();
             alice.send_full(&filler);
         });
         world.run(10);

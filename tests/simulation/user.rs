@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blender_multiuser::wire::message::{COMMON, Inbound, Node, NodeId, UserName};
 use blender_multiuser::wire::pickle::Value;
 
-use super::client::{Client, Held, State, node_data};
+use super::client::{Client, Held, State, fields, node_data};
 use super::delta::{self, Change};
 
 impl Client {
@@ -26,8 +26,7 @@ impl Client {
         let mut data = node_data(type_id, &id);
         if !dependencies.is_empty() {
             let children = Value::list(dependencies.iter().map(|id| Value::str(id.as_str())));
-            data.as_dict_mut()
-                .unwrap()
+            fields(&mut data)
                 .insert(Value::str("children"), children)
                 .unwrap();
         }

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use blender_multiuser::store::{
-    BackupRequest, DiskStore, Health, Saved, Settings, Store, Written, list, open_on,
+    BackupRequest, DiskStore, Health, SaveResult, Saved, Settings, Store, Written, list, open_on,
     read_session_file,
 };
 
 use bytes::Bytes;
+use tempfile::TempDir;
 
 use crate::faulty::*;
 use crate::scenes::*;
@@ -29,12 +30,30 @@ fn failing(store: &DiskStore) -> bool {
     matches!(store.status().journal, Health::Failing { .. })
 }
 
-#[test]
-fn a_full_disk_is_told_and_cured() {
+/// A store on a disk that will do as it is told, with a scene of three nodes.
+fn begun(settings: Settings) -> (TempDir, FaultyDisk, DiskStore) {
     let data = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
-    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
+    let written = store.append(scene(3).records("initialised", &"Ada".into()));
+    assert_eq!(written.blocking_recv(), Ok(Written::Kernel));
+    (data, disk, store)
+}
+
+fn auto_save() -> BackupRequest {
+    BackupRequest {
+        reason: "auto-save".into(),
+        ..BackupRequest::default()
+    }
+}
+
+fn is_backup(result: SaveResult) -> bool {
+    matches!(result, Ok(Saved::Backup(_)))
+}
+
+#[test]
+fn a_full_disk_is_told_and_cured() {
+    let (data, disk, store) = begun(settings());
     store.flush().blocking_recv().unwrap().unwrap();
 
     disk.0.full.store(true, SeqCst);
@@ -53,10 +72,7 @@ fn a_full_disk_is_told_and_cured() {
     assert!(store.status().wants_save.is_some());
     let mut now = state(3);
     now.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", 1);
-    assert!(matches!(
-        back_up(&store, &now, "the disk is back"),
-        Ok(Saved::Backup(_))
-    ));
+    assert!(is_backup(back_up(&store, &now, "the disk is back")));
     assert_eq!(store.status().backups, Health::Healthy);
     let written = store.append(vec![change("node-00001", 2)]);
     assert_eq!(written.blocking_recv(), Ok(Written::Kernel));
@@ -74,12 +90,7 @@ fn a_full_disk_is_told_and_cured() {
 
 #[test]
 fn after_a_gap_without_a_save_what_is_known_is_used() {
-    let data = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
-    let _ = store
-        .append(scene(3).records("initialised", &"Ada".into()))
-        .blocking_recv();
+    let (data, disk, store) = begun(settings());
     disk.0.full.store(true, SeqCst);
     let _ = store.append(vec![change("node-00000", 1)]).blocking_recv();
     disk.0.full.store(false, SeqCst);
@@ -99,16 +110,10 @@ fn after_a_gap_without_a_save_what_is_known_is_used() {
 
 #[test]
 fn a_slow_disk_holds_nobody_up() {
-    let data = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let settings = Settings {
+    let (data, disk, store) = begun(Settings {
         queue_bytes: 100_000,
         ..settings()
-    };
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
-    let _ = store
-        .append(scene(3).records("initialised", &"Ada".into()))
-        .blocking_recv();
+    });
     disk.0.slow.store(300, SeqCst);
     // Far more than may wait: handed over at once, the surplus is known to be lost.
     let receipts: Vec<_> = (0..2_000)
@@ -131,10 +136,7 @@ fn a_slow_disk_holds_nobody_up() {
         store.status().lost == lost as u64
     });
     assert!(!failing(&store));
-    assert!(matches!(
-        back_up(&store, &state(3), "auto-save"),
-        Ok(Saved::Backup(_))
-    ));
+    assert!(is_backup(back_up(&store, &state(3), "auto-save")));
     drop(store);
     let (_store, recovered) = start(data.path());
     assert_eq!(numbers(&recovered.state)["node-00000"], 0);
@@ -142,12 +144,7 @@ fn a_slow_disk_holds_nobody_up() {
 
 #[test]
 fn a_sync_that_fails_asks_for_a_save() {
-    let data = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
-    let _ = store
-        .append(scene(3).records("initialised", &"Ada".into()))
-        .blocking_recv();
+    let (_data, disk, store) = begun(settings());
     disk.0.no_sync.store(true, SeqCst);
     let _ = store.append(vec![change("node-00000", 1)]);
     assert!(store.flush().blocking_recv().unwrap().is_err());
@@ -161,14 +158,11 @@ fn a_sync_that_fails_asks_for_a_save() {
 
 #[test]
 fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
-    let data = tempfile::tempdir().unwrap();
-    let settings = Settings {
+    let (data, _disk, store) = begun(Settings {
         segment_bytes: 5_000,
         journal_bytes: 50_000,
         ..settings()
-    };
-    let (store, _) = open_on(Arc::new(FaultyDisk::default()), data.path(), settings).unwrap();
-    let _ = store.append(scene(3).records("initialised", &"Ada".into()));
+    });
     assert_eq!(store.status().wants_save, None);
     for n in 0..1_000 {
         let _ = store.append(vec![change("node-00000", n)]);
@@ -176,10 +170,7 @@ fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
     store.flush().blocking_recv().unwrap().unwrap();
     let status = store.status();
     assert!(status.wants_save.is_some() && status.journal_size > 50_000);
-    assert!(matches!(
-        back_up(&store, &state(3), "the journal is long"),
-        Ok(Saved::Backup(_))
-    ));
+    assert!(is_backup(back_up(&store, &state(3), "the journal is long")));
     wait_until("the save to end", || !store.status().saving);
     let status = store.status();
     assert!(
@@ -196,12 +187,7 @@ fn a_long_journal_asks_for_a_save_and_is_shortened_by_it() {
 
 #[test]
 fn what_cannot_be_taken_back_is_no_damage() {
-    let data = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
-    let _ = store
-        .append(scene(3).records("initialised", &"Ada".into()))
-        .blocking_recv();
+    let (data, disk, store) = begun(settings());
     disk.0.full.store(true, SeqCst);
     disk.0.no_cut.store(true, SeqCst);
     // Half of it is written, and stays.
@@ -244,13 +230,7 @@ fn saves_do_not_pile_up_behind_a_stuck_disk() {
         .map(|_| {
             let mut state = state(3);
             state.scene.as_mut().unwrap().nodes[0].0.data = Bytes::from_owner(Kept(token.clone()));
-            let request = BackupRequest {
-                reason: "auto-save".into(),
-                users: Vec::new(),
-                even_if_unchanged: false,
-                ..BackupRequest::default()
-            };
-            store.backup(state, request)
+            store.backup(state, auto_save())
         })
         .collect();
     let kept = Arc::strong_count(&token) - 1;
@@ -258,22 +238,16 @@ fn saves_do_not_pile_up_behind_a_stuck_disk() {
     assert_eq!(kept, 1);
     assert_eq!(stuck.blocking_recv(), Ok(Written::Kernel));
     for answer in answers {
-        assert!(matches!(answer.blocking_recv(), Ok(Ok(Saved::Backup(_)))));
+        assert!(is_backup(answer.blocking_recv().unwrap()));
     }
 }
 
 #[test]
 fn what_never_came_to_the_journal_is_a_change_to_be_saved() {
-    let data = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let settings = Settings {
+    let (_data, disk, store) = begun(Settings {
         queue_bytes: 100_000,
         ..settings()
-    };
-    let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings).unwrap();
-    let _ = store
-        .append(scene(3).records("initialised", &"Ada".into()))
-        .blocking_recv();
+    });
     disk.stick("journal");
     let _stuck = store.append(vec![change("node-00000", 1)]);
     wait_until("the journal to be stuck", || {
@@ -281,24 +255,15 @@ fn what_never_came_to_the_journal_is_a_change_to_be_saved() {
     });
     let many = (0..1_000).map(|n| change("node-00000", n)).collect();
     let _many = store.append(many);
-    let request = BackupRequest {
-        reason: "auto-save".into(),
-        users: Vec::new(),
-        even_if_unchanged: false,
-        ..BackupRequest::default()
-    };
-    let first = store.backup(state(3), request);
+    let first = store.backup(state(3), auto_save());
     let dropped = store.append(vec![change("node-00001", 1)]);
     assert_eq!(dropped.blocking_recv(), Ok(Written::Lost));
     disk.refuse("journal");
     disk.unstick();
-    assert!(matches!(first.blocking_recv(), Ok(Ok(Saved::Backup(_)))));
+    assert!(is_backup(first.blocking_recv().unwrap()));
     let mut now = state(3);
     now.scene.as_mut().unwrap().nodes[1].0 = node("node-00001", 1);
-    assert!(matches!(
-        back_up(&store, &now, "auto-save"),
-        Ok(Saved::Backup(_))
-    ));
+    assert!(is_backup(back_up(&store, &now, "auto-save")));
 }
 
 #[test]
@@ -328,20 +293,13 @@ fn a_fault_of_the_saving_thread_is_told_and_does_not_end_it() {
     let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
     let _ = store.append(scene(3).records("initialised", &"Ada".into()));
     disk.panic_at(Some("backups"));
-    let request = BackupRequest {
-        reason: "auto-save".into(),
-        ..BackupRequest::default()
-    };
-    let answer = store.backup(state(3), request).blocking_recv();
+    let answer = store.backup(state(3), auto_save()).blocking_recv();
     assert!(!matches!(answer, Ok(Ok(_))), "{answer:?}");
     wait_until("the fault to be told", || {
         matches!(store.status().backups, Health::Failing { .. })
     });
     disk.panic_at(None);
-    assert!(matches!(
-        back_up(&store, &state(3), "auto-save"),
-        Ok(Saved::Backup(_))
-    ));
+    assert!(is_backup(back_up(&store, &state(3), "auto-save")));
     assert_eq!(store.status().backups, Health::Healthy);
     wait_until("the save to end", || !store.status().saving);
 }

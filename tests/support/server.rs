@@ -50,7 +50,18 @@ impl Server {
         Self::start_with(&[])
     }
 
-    /// The same with more command line flags.
+    /// The same with Alice, who brings these objects along, and with everybody who joins her.
+    pub fn studio<const N: usize>(
+        objects: &[&str],
+        others: [&str; N],
+    ) -> Option<(Self, Client, [Client; N])> {
+        let server = Self::start()?;
+        let alice = server.host("Alice", objects);
+        let others = others.map(|name| server.join(name));
+        Some((server, alice, others))
+    }
+
+    /// One with more command line flags.
     pub fn start_with(flags: &[&str]) -> Option<Self> {
         let python = venv::python(venv::chosen())?;
         Some(if std::env::var(REFERENCE).is_ok_and(|v| v == "python") {

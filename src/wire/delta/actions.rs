@@ -3,18 +3,18 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::wire::pickle::{
-    Dict, MAX_DEPTH, MAX_SHARED_FLOOR, MAX_SHARED_PER_BYTE, MAX_VALUES, Opcode, Type, Value,
-};
+use crate::wire::pickle::{Dict, MAX_DEPTH, Opcode, Type, Value, is_readable};
 
 use super::anyset::AnySet;
 use super::apply::{Fold, LOOKUP, Place};
 use super::convert::{convert, iterate, members, size_of_conversion};
 use super::exception::{Catch, Exception, Kind, Result};
-use super::object::{get, is_true, len, measure, resolve};
+use super::object::{get, is_true, len, resolve};
 use super::order::sorted;
 use super::path::Element;
-use super::sharing::distinct_values;
+
+/// Levels of what is reordered: each is hashed again together with what it is in. Real data has about 12.
+const MAX_REORDERED: usize = 24;
 
 impl<'d> Fold<'d> {
     pub fn run(&mut self) -> Result<()> {
@@ -43,13 +43,7 @@ impl<'d> Fold<'d> {
 
     /// What was folded has to be readable again once it is encoded.
     fn check_size(&self) -> Result<()> {
-        let total = measure(&self.root, MAX_DEPTH)?;
-        let fits = total <= MAX_SHARED_FLOOR as u64 || {
-            let once = distinct_values(&self.root);
-            let allowed = once.saturating_mul(MAX_SHARED_PER_BYTE as u64);
-            total <= MAX_VALUES as u64 && total - once <= allowed
-        };
-        match fits {
+        match is_readable(&self.root) {
             true => Ok(()),
             false => Err(Exception::unsupported("what becomes too large")),
         }
@@ -82,7 +76,8 @@ impl<'d> Fold<'d> {
                     let converted = match change.get("new_type") {
                         None => Err(Exception::key()),
                         Some(Value::Type(kind)) => {
-                            self.create(size_of_conversion(*kind, &current)?)?;
+                            self.work.walk(&current, MAX_DEPTH)?;
+                            self.work.create(size_of_conversion(*kind, &current)?)?;
                             convert(*kind, &current)
                         }
                         Some(_) => Err(Exception::wrong_type("object is not callable")),
@@ -124,7 +119,10 @@ impl<'d> Fold<'d> {
                 }
             };
             let members = members(value)?;
-            self.spend((set.len() + members.len()) as u64)?;
+            self.work.spend(set.len() as u64)?;
+            for member in &members {
+                self.work.read(member, MAX_DEPTH)?;
+            }
             let changed = Arc::make_mut(&mut set);
             for member in members {
                 super::object::hashable(&member)?;
@@ -139,7 +137,8 @@ impl<'d> Fold<'d> {
             } else {
                 Value::Set(set)
             };
-            measure(&new, MAX_DEPTH.saturating_sub(place.levels()))?;
+            self.work
+                .walk(&new, MAX_DEPTH.saturating_sub(place.levels()))?;
             self.set_at(&place.into_path(), new)?;
         }
         Ok(())
@@ -184,7 +183,10 @@ impl<'d> Fold<'d> {
                         let from = bound(from, items.len(), 0)?;
                         let to = bound(to, items.len(), items.len())?;
                         let part = items.get(from..to).unwrap_or_default();
-                        self.create(part.len() as u64)?;
+                        self.work.create(part.len() as u64)?;
+                        for item in part {
+                            self.work.walk(item, MAX_DEPTH)?;
+                        }
                         transformed.extend_from_slice(part);
                     }
                     _ => {}
@@ -254,7 +256,7 @@ impl<'d> Fold<'d> {
         let Value::List(items) = object.as_ref() else {
             return Ok(None);
         };
-        let work = measure(&object, usize::MAX)?;
+        self.work.read(&object, MAX_DEPTH)?;
         let mut closest = None;
         let mut closest_distance = f64::INFINITY;
         for (index, value) in items.iter().enumerate() {
@@ -274,8 +276,6 @@ impl<'d> Fold<'d> {
                 closest_distance = distance;
             }
         }
-        drop(object);
-        self.spend(work)?;
         if let Some(index) = closest {
             element.key = Value::Int(index as i64);
         }
@@ -388,8 +388,8 @@ impl<'d> Fold<'d> {
     fn reorder(&mut self, path: &[Element], mut added: Dict, mut removed: Dict) -> Result<Value> {
         let mut fixed = AnySet::new(added.iter().map(|(_, value)| value))?;
         let object = resolve(&self.root, path)?.into_owned();
-        self.create(size_of_conversion(Type::List, &object)?)?;
-        self.spend(measure(&object, MAX_DEPTH)?)?;
+        self.work.create(size_of_conversion(Type::List, &object)?)?;
+        self.work.read(&object, MAX_REORDERED)?;
         let mut keys = added.keys().cloned().collect::<Vec<_>>().into_iter();
         let mut old_items_left = is_true(&object);
         let mut next_old = 0;
@@ -452,7 +452,8 @@ impl<'d> Fold<'d> {
                 )),
             };
         };
-        self.spend(size_of_conversion(Type::Tuple, &current)?)?;
+        self.work
+            .spend(size_of_conversion(Type::Tuple, &current)?)?;
         let Some(tuple) = convert(Type::Tuple, &current).except_all()? else {
             return place.subscript_for_log();
         };

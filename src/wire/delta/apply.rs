@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::wire::pickle::{Dict, MAX_DEPTH, MAX_VALUES, Set, Value};
+use crate::wire::pickle::{BYTES_PER_VALUE, Dict, MAX_DEPTH, MAX_VALUES, Set, Value};
 
 use super::exception::{Catch, Exception, Kind, Result};
-use super::object::{delete, get, get_mut, measure, resolve, set};
+use super::object::{bulk, count, delete, get, get_mut, resolve, set, step};
 use super::path::{Element, parse};
 use super::sharing::Sharing;
 
@@ -24,14 +24,7 @@ fn exceeds(value: &Value, left: &mut u64) -> bool {
         return true;
     };
     *left = rest;
-    match value {
-        Value::Tuple(items) | Value::List(items) => items.iter().any(|item| exceeds(item, left)),
-        Value::Dict(dict) => dict
-            .iter()
-            .any(|(key, value)| exceeds(key, left) || exceeds(value, left)),
-        Value::Set(set) | Value::FrozenSet(set) => set.keys().any(|member| exceeds(member, left)),
-        _ => false,
-    }
+    value.children().any(|child| exceeds(child, left))
 }
 
 pub(super) fn apply(actions: &Arc<Dict>, base: &Value, old: bool, budget: u64) -> Result<Value> {
@@ -42,7 +35,7 @@ pub(super) fn apply(actions: &Arc<Dict>, base: &Value, old: bool, budget: u64) -
             .iter()
             .any(|value| exceeds(value, &mut budget.clone()))
     {
-        return Err(Exception::new(Kind::TooLong, "a node or delta this large"));
+        return Err(Exception::too_long());
     }
     let sharing = Sharing::new(base, &delta);
     let mut fold = Fold {
@@ -52,9 +45,10 @@ pub(super) fn apply(actions: &Arc<Dict>, base: &Value, old: bool, budget: u64) -
         tuples: Vec::new(),
         tuple_keys: Set::new(),
         sharing,
-        budget,
-        work: 0,
-        created: 0,
+        work: Work {
+            left: budget,
+            created: 0,
+        },
     };
     fold.run()?;
     Ok(fold.root)
@@ -69,9 +63,46 @@ pub(super) struct Fold<'d> {
     pub tuples: Vec<Vec<Element>>,
     tuple_keys: Set,
     pub sharing: Sharing,
-    budget: u64,
-    work: u64,
+    pub work: Work,
+}
+
+/// What folding costs. Values are counted at all their places.
+pub(super) struct Work {
+    /// Values moved, searched or rewritten that are still allowed.
+    left: u64,
     created: u64,
+}
+
+impl Work {
+    pub fn spend(&mut self, work: u64) -> Result<()> {
+        self.left = self
+            .left
+            .checked_sub(work)
+            .ok_or_else(Exception::too_long)?;
+        Ok(())
+    }
+
+    /// Accounts for values (or bytes) that did not exist before, which take memory.
+    pub fn create(&mut self, count: u64) -> Result<()> {
+        self.created = self.created.saturating_add(count);
+        if self.created > MAX_VALUES as u64 {
+            return Err(Exception::unsupported(
+                "a delta that makes this much out of little",
+            ));
+        }
+        self.spend(count)
+    }
+
+    /// Accounts for a walk through a value, which must not be nested deeper than `levels`.
+    pub fn walk(&mut self, value: &Value, levels: usize) -> Result<()> {
+        count(value, levels, &mut self.left)
+    }
+
+    /// Accounts for comparing or hashing all of a value.
+    pub fn read(&mut self, value: &Value, levels: usize) -> Result<()> {
+        self.walk(value, levels)?;
+        self.spend(bulk(value) / BYTES_PER_VALUE as u64)
+    }
 }
 
 /// Where an element is: in the object at a path, or it is the root itself, an attribute of deepdiff's own object.
@@ -145,28 +176,6 @@ impl Fold<'_> {
         }
     }
 
-    /// Accounts for values (or bytes) that did not exist before, which take memory.
-    pub fn create(&mut self, count: u64) -> Result<()> {
-        self.created = self.created.saturating_add(count);
-        if self.created > MAX_VALUES as u64 {
-            return Err(Exception::unsupported(
-                "a delta that makes this much out of little",
-            ));
-        }
-        self.spend(count)
-    }
-
-    pub fn spend(&mut self, work: u64) -> Result<()> {
-        self.work = self.work.saturating_add(work);
-        if self.work > self.budget {
-            return Err(Exception::new(
-                Kind::TooLong,
-                "a delta that takes this long",
-            ));
-        }
-        Ok(())
-    }
-
     /// Changes the object at a path, in all its places.
     pub fn change(
         &mut self,
@@ -187,16 +196,23 @@ impl Fold<'_> {
         }
         if !self.sharing.is_empty() {
             self.sharing.search(&self.root);
-            self.spend(measure(&self.root, MAX_DEPTH)?)?;
+            self.work.walk(&self.root, MAX_DEPTH)?;
         }
         Ok(())
     }
 
     fn crosses_shared(&self, path: &[Element]) -> bool {
-        (0..=path.len()).any(|length| {
-            let part = path.get(..length).unwrap_or_default();
-            resolve(&self.root, part).is_ok_and(|object| self.sharing.contains(&object))
-        })
+        let mut object = Cow::Borrowed(&self.root);
+        for element in path {
+            if self.sharing.contains(&object) {
+                return true;
+            }
+            match step(object, element) {
+                Ok(next) => object = next,
+                Err(_) => return false,
+            }
+        }
+        self.sharing.contains(&object)
     }
 
     fn change_shared(
@@ -217,13 +233,13 @@ impl Fold<'_> {
         self.sharing.replace(before, after);
         self.root = self.sharing.current(&self.root);
         self.sharing.search(&self.root);
-        self.spend(measure(&self.root, MAX_DEPTH)?)
+        self.work.walk(&self.root, MAX_DEPTH)
     }
 
     /// What stands in the delta, as it is by now, to be put at this many levels.
     pub fn incoming(&mut self, value: &Value, levels: usize) -> Result<Value> {
         let value = self.sharing.current(value);
-        measure(&value, MAX_DEPTH.saturating_sub(levels))?;
+        self.work.walk(&value, MAX_DEPTH.saturating_sub(levels))?;
         Ok(value)
     }
 
@@ -301,7 +317,7 @@ impl Fold<'_> {
             Value::Tuple(items) => items.to_vec(),
             _ => return Ok(None),
         };
-        self.spend(items.len() as u64)?;
+        self.work.spend(items.len() as u64)?;
         // A new object: it must not share the tuple's identity.
         Ok(Some(Value::List(Arc::new(items))))
     }
@@ -312,7 +328,7 @@ impl Fold<'_> {
             Value::List(items) => items.len(),
             _ => 0,
         };
-        self.spend(length as u64)
+        self.work.spend(length as u64)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::wire::pickle::{Dict, MAX_DEPTH, Set, Type, Value};
+use crate::wire::pickle::{Dict, Set, Type, Value};
 
 use super::exception::{Exception, Kind, Result};
 use super::number::{decimal, float_of_text, float_repr, int_of_text};
-use super::object::{characters, is_true, len, measure};
+use super::object::{bulk, characters, is_true, len};
 
 /// `bytes(n)` of more than this is left to the clients.
 const MAX_ZEROS: i64 = 1 << 20;
@@ -15,12 +15,12 @@ fn value_error(text: &str) -> Exception {
     Exception::new(Kind::Value, text)
 }
 
-/// About how many values or bytes `kind(value)` creates.
+/// About how many values or bytes `kind(value)` creates. As [`bulk`], this takes its time.
 pub(super) fn size_of_conversion(kind: Type, value: &Value) -> Result<u64> {
     Ok(match value {
         Value::Int(zeros) if kind == Type::Bytes => (*zeros).clamp(0, MAX_ZEROS) as u64,
         Value::Str(text) | Value::Bytes(text) | Value::ByteArray(text) => text.len() as u64,
-        _ if kind == Type::Str => measure(value, MAX_DEPTH)?,
+        _ if kind == Type::Str => bulk(value),
         value => len(value).unwrap_or(1) as u64,
     })
 }

@@ -43,6 +43,10 @@ impl Exception {
         Exception::new(Kind::Type, text)
     }
 
+    pub fn too_long() -> Self {
+        Exception::new(Kind::TooLong, "a delta that takes this long")
+    }
+
     pub fn unsupported(text: impl Into<String>) -> Self {
         Exception::new(Kind::Unsupported, text)
     }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use super::number::{float_literal, integer_literal};
 
+/// Digits of a number that is no decimal one: Python reads more, and nobody has such a key.
+const MAX_DIGITS: usize = 4096;
+
 /// Brackets within brackets; Python's own limit is 200.
 const MAX_NESTING: usize = 50;
 
@@ -204,7 +207,8 @@ impl<'a> Parser<'a> {
         }
         let token = self.rest().get(..length).unwrap_or_default();
         self.at += length;
-        if let [.., b'j' | b'J'] = token {
+        let has_radix = matches!(token, [b'0', second, ..] if second.is_ascii_alphabetic());
+        if matches!(token, [.., b'j' | b'J']) || (has_radix && length > MAX_DIGITS) {
             return Err(Unsupported);
         }
         let text = std::str::from_utf8(token).map_err(|_| NotALiteral)?;

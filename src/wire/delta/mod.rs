@@ -33,7 +33,7 @@ use bytes::Bytes;
 use apply::MAX_WORK;
 use exception::Kind;
 
-use super::pickle::{Dialect, Dict, PickleError, Problem, Value, decode_with, encode};
+use super::pickle::{Dialect, Dict, PickleError, Problem, Value, decode_with};
 
 /// Work that [`Delta::apply_quickly`] allows, in units of [`MAX_WORK`], and values of the node or delta.
 const QUICK_WORK: u64 = 1 << 18;
@@ -138,15 +138,11 @@ impl Delta {
             result => Some(result.map_err(DeltaError::from)),
         }
     }
-
-    /// The same delta with plain dicts in place of `OrderedDictPlus`, which both versions load.
-    pub fn encode_plain(&self) -> Vec<u8> {
-        encode(&Value::Dict(self.actions.clone()))
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pickle::encode;
     use super::*;
 
     #[test]

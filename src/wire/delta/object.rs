@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::wire::pickle::{MAX_DEPTH, Value};
+use crate::wire::pickle::Value;
 
 use super::exception::{Exception, Kind, Result};
 use super::path::Element;
@@ -215,14 +215,15 @@ pub(super) fn get<'v>(value: &'v Value, element: &Element) -> Result<Cow<'v, Val
 
 /// The object at the end of a path.
 pub(super) fn resolve<'v>(root: &'v Value, path: &[Element]) -> Result<Cow<'v, Value>> {
-    let mut current = Cow::Borrowed(root);
-    for element in path {
-        current = match current {
-            Cow::Borrowed(value) => get(value, element)?,
-            Cow::Owned(value) => Cow::Owned(get(&value, element)?.into_owned()),
-        };
+    path.iter().try_fold(Cow::Borrowed(root), step)
+}
+
+/// One step further down a path.
+pub(super) fn step<'v>(object: Cow<'v, Value>, element: &Element) -> Result<Cow<'v, Value>> {
+    match object {
+        Cow::Borrowed(object) => get(object, element),
+        Cow::Owned(object) => Ok(Cow::Owned(get(&object, element)?.into_owned())),
     }
-    Ok(current)
 }
 
 pub(super) fn hashable(key: &Value) -> Result<()> {
@@ -339,35 +340,21 @@ pub(super) fn is_true(value: &Value) -> bool {
     }
 }
 
-/// Adds up the values in `value`. Fails where they are nested deeper than `levels`, or are no plain data: a delta may hold
-/// types and opcodes, a node may not.
-pub(super) fn measure(value: &Value, levels: usize) -> Result<u64> {
+/// Counts the values in `value`, at all their places, down from what is `left`. Fails where there are more, where they are nested
+/// deeper than `levels`, or where they are no plain data: a delta may hold types and opcodes, a node may not.
+pub(super) fn count(value: &Value, levels: usize, left: &mut u64) -> Result<()> {
     refuse_foreign(value)?;
-    let Some(below) = levels.checked_sub(1) else {
-        return match value {
-            Value::Tuple(_)
-            | Value::List(_)
-            | Value::Dict(_)
-            | Value::Set(_)
-            | Value::FrozenSet(_) => Err(Exception::unsupported(format!(
-                "what gets nested deeper than {MAX_DEPTH} levels"
-            ))),
-            _ => Ok(1),
-        };
-    };
-    let mut count = 1u64;
-    let mut add = |child: &Value| {
-        count += measure(child, below)?;
-        Ok(())
-    };
-    match value {
-        Value::Tuple(items) | Value::List(items) => items.iter().try_for_each(&mut add)?,
-        Value::Dict(dict) => dict.iter().try_for_each(|(key, value)| {
-            add(key)?;
-            add(value)
-        })?,
-        Value::Set(set) | Value::FrozenSet(set) => set.keys().try_for_each(&mut add)?,
-        _ => {}
+    *left = left.checked_sub(1).ok_or_else(Exception::too_long)?;
+    match levels.checked_sub(1) {
+        Some(below) => value
+            .children()
+            .try_for_each(|child| count(child, below, left)),
+        None if value.is_container() => Err(Exception::unsupported("what is nested this deep")),
+        None => Ok(()),
     }
-    Ok(count)
+}
+
+/// The values in `value` and the bytes of its texts, at all their places; to be counted only once it is known how many there are.
+pub(super) fn bulk(value: &Value) -> u64 {
+    1 + value.bulk() as u64 + value.children().map(bulk).sum::<u64>()
 }

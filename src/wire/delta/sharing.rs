@@ -27,29 +27,6 @@ fn address(value: &Value) -> Option<usize> {
     })
 }
 
-/// How many values there are if each container is counted in one of its places only.
-pub(super) fn distinct_values(value: &Value) -> u64 {
-    fn count(value: &Value, seen: &mut HashSet<usize>) -> u64 {
-        if address(value).is_some_and(|address| !seen.insert(address)) {
-            return 0;
-        }
-        1 + match value {
-            Value::Tuple(items) | Value::List(items) => {
-                items.iter().map(|item| count(item, seen)).sum()
-            }
-            Value::Dict(dict) => dict
-                .iter()
-                .map(|(key, value)| count(key, seen) + count(value, seen))
-                .sum(),
-            Value::Set(set) | Value::FrozenSet(set) => {
-                set.keys().map(|member| count(member, seen)).sum()
-            }
-            _ => 0,
-        }
-    }
-    count(value, &mut HashSet::new())
-}
-
 fn can_change(value: &Value) -> bool {
     hashable(value).is_err()
 }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 use super::error::{OpcodeName, PickleError, Problem};
 use super::integer::BigInt;
+use super::machine::{Container, Machine, Shape};
 use super::table::{Dict, Set};
 use super::value::Value;
-use super::{MAX_DEPTH, MAX_SHARED_FLOOR, MAX_SHARED_PER_BYTE, MAX_VALUES, SLICE_MIN};
+use super::{MAX_VALUES, SLICE_MIN};
 
 /// What a pickle may contain besides plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,262 +41,124 @@ pub(crate) fn decode_with(input: &Bytes, dialect: Dialect) -> Result<Decoded, Pi
 }
 
 fn run(input: &Bytes, dialect: Dialect, limit: usize) -> Result<Decoded, PickleError> {
-    let mut machine = Machine {
-        input,
-        at: 0,
+    let mut reader = Reader {
+        input: Input {
+            bytes: input,
+            at: 0,
+        },
         dialect,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: Vec::new(),
-        containers: Vec::new(),
-        limit,
-        values: 0,
-        shared: 0,
-        ordered_dict_plus: false,
-        opcode: false,
+        machine: Machine::new(input.len(), limit),
     };
     let mut offset = 0;
-    let result = machine.run(&mut offset);
-    match result {
-        Ok(value) => {
-            let Machine {
-                ordered_dict_plus,
-                opcode,
-                ..
-            } = machine;
-            Ok(Decoded {
-                value,
-                ordered_dict_plus,
-                opcode,
-            })
-        }
-        Err(problem) => Err(PickleError { offset, problem }),
-    }
+    let value = reader
+        .run(&mut offset)
+        .map_err(|problem| PickleError { offset, problem })?;
+    Ok(Decoded {
+        value,
+        ordered_dict_plus: reader.machine.ordered_dict_plus,
+        opcode: reader.machine.opcode,
+    })
 }
 
-pub(super) struct Machine<'a> {
-    input: &'a Bytes,
-    at: usize,
+struct Reader<'a> {
+    input: Input<'a>,
     dialect: Dialect,
-    pub(super) stack: Vec<Item>,
-    /// Heights of the stack; nothing below the topmost mark may be touched.
-    marks: Vec<usize>,
-    memo: Vec<Item>,
-    containers: Vec<Container>,
-    /// Values there may be, at most [`MAX_VALUES`].
-    limit: usize,
-    /// Values read so far.
-    values: usize,
-    /// Values that memo references added, see [`MAX_SHARED_PER_BYTE`].
-    shared: usize,
-    pub(super) ordered_dict_plus: bool,
-    pub(super) opcode: bool,
+    machine: Machine,
 }
 
-/// What lies on the stack and in the memo.
-#[derive(Clone)]
-pub(super) enum Item {
-    Ready(Value, Shape),
-    /// A list, dict or set by its place in [`Machine::containers`], since opcodes still fill it.
-    Container(usize),
-    Class(Class),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    Opcode,
-    OrderedDictPlus,
-}
-
-/// Levels of containers, and values counted at every place they are referenced from.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    depth: u16,
-    size: u32,
-}
-
-impl Shape {
-    pub(super) const LEAF: Shape = Shape { depth: 0, size: 1 };
-    pub(super) const EMPTY: Shape = Shape { depth: 1, size: 1 };
-
-    fn hold(&mut self, child: Shape) -> Result<(), Problem> {
-        self.depth = self.depth.max(child.depth.saturating_add(1));
-        self.size = self.size.saturating_add(child.size);
-        if usize::from(self.depth) > MAX_DEPTH {
-            Err(Problem::TooDeep)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// A container is open until it is put into another one. From then on it is a value that may be
-/// shared; an opcode that would still change it can only come from a cycle.
-pub(super) enum Container {
-    List(Vec<Value>, Shape),
-    Dict(Dict, Shape),
-    Set(Set, Shape),
-    Done(Value, Shape),
-}
-
-impl Machine<'_> {
+impl Reader<'_> {
     fn run(&mut self, offset: &mut usize) -> Result<Value, Problem> {
-        if self.input.first() != Some(&0x80) || !matches!(self.input.get(1), Some(2..=5)) {
-            return Err(Problem::Protocol);
-        }
-        self.at = 2;
+        self.input.protocol()?;
         loop {
-            *offset = self.at;
-            let [opcode] = self.array("the pickle")?;
-            if opcode == b'.' {
-                break;
+            *offset = self.input.at;
+            match self.input.byte("the pickle")? {
+                b'.' => break,
+                opcode => self.step(opcode)?,
             }
-            self.step(opcode)?;
         }
-        let item = self.pop("STOP")?;
-        let (value, _) = self.finish(item)?;
-        if !self.stack.is_empty() || !self.marks.is_empty() {
-            return Err(Problem::Leftovers);
-        }
-        match self.input.len().saturating_sub(self.at) {
+        let value = self.machine.result()?;
+        match self.input.left() {
             0 => Ok(value),
             left => Err(Problem::TrailingBytes(left)),
         }
     }
 
     fn step(&mut self, opcode: u8) -> Result<(), Problem> {
+        let Reader { input, machine, .. } = self;
         match opcode {
-            b'(' => self.marks.push(self.stack.len()),
-            b'0' => self.pop_or_unmark()?,
-            b'1' => {
-                let mark = self.mark("POP_MARK")?;
-                self.stack.truncate(mark);
-            }
-            b'2' => {
-                let top = self.top("DUP")?.clone();
-                self.push_again(top)?;
-            }
-            b'N' => self.push(Value::None)?,
-            0x88 => self.push(Value::Bool(true))?,
-            0x89 => self.push(Value::Bool(false))?,
+            b'(' => machine.set_mark(),
+            b'0' => machine.pop_or_unmark(),
+            b'1' => machine.pop_to_mark(),
+            b'2' => machine.duplicate(),
+            b'N' => machine.push(Value::None),
+            0x88 => machine.push(Value::Bool(true)),
+            0x89 => machine.push(Value::Bool(false)),
             b'J' => {
-                let value = i32::from_le_bytes(self.array("BININT")?);
-                self.push(Value::Int(value.into()))?;
+                let value = i32::from_le_bytes(input.array("BININT")?);
+                machine.push(Value::Int(value.into()))
             }
-            b'K' => {
-                let [value] = self.array("BININT1")?;
-                self.push(Value::Int(value.into()))?;
-            }
+            b'K' => machine.push(Value::Int(input.byte("BININT1")?.into())),
             b'M' => {
-                let value = u16::from_le_bytes(self.array("BININT2")?);
-                self.push(Value::Int(value.into()))?;
+                let value = u16::from_le_bytes(input.array("BININT2")?);
+                machine.push(Value::Int(value.into()))
             }
-            0x8A => {
-                let [length] = self.array("LONG1")?;
-                self.long("LONG1", length.into())?;
-            }
+            0x8A => machine.push(integer(&input.sized_1("LONG1")?)),
             0x8B => {
-                let length = i32::from_le_bytes(self.array("LONG4")?);
+                let length = i32::from_le_bytes(input.array("LONG4")?);
                 let length = u64::try_from(length).map_err(|_| Problem::Misapplied("LONG4"))?;
-                self.long("LONG4", length)?;
+                machine.push(integer(&input.payload("LONG4", length)?))
             }
             b'G' => {
-                let value = f64::from_be_bytes(self.array("BINFLOAT")?);
-                self.push(Value::Float(value))?;
+                let value = f64::from_be_bytes(input.array("BINFLOAT")?);
+                machine.push(Value::Float(value))
             }
-            0x8C => {
-                let [length] = self.array("SHORT_BINUNICODE")?;
-                self.text("SHORT_BINUNICODE", length.into())?;
-            }
-            b'X' => {
-                let length = u32::from_le_bytes(self.array("BINUNICODE")?);
-                self.text("BINUNICODE", length.into())?;
-            }
-            0x8D => {
-                let length = u64::from_le_bytes(self.array("BINUNICODE8")?);
-                self.text("BINUNICODE8", length)?;
-            }
-            b'C' => {
-                let [length] = self.array("SHORT_BINBYTES")?;
-                let bytes = self.payload("SHORT_BINBYTES", length.into())?;
-                self.push(Value::Bytes(bytes))?;
-            }
-            b'B' => {
-                let length = u32::from_le_bytes(self.array("BINBYTES")?);
-                let bytes = self.payload("BINBYTES", length.into())?;
-                self.push(Value::Bytes(bytes))?;
-            }
-            0x8E => {
-                let length = u64::from_le_bytes(self.array("BINBYTES8")?);
-                let bytes = self.payload("BINBYTES8", length)?;
-                self.push(Value::Bytes(bytes))?;
-            }
-            0x96 => {
-                let length = u64::from_le_bytes(self.array("BYTEARRAY8")?);
-                let bytes = self.payload("BYTEARRAY8", length)?;
-                self.push(Value::ByteArray(bytes))?;
-            }
-            b']' => self.open(Container::List(Vec::new(), Shape::EMPTY))?,
-            b'}' => self.open(Container::Dict(Dict::new(), Shape::EMPTY))?,
-            0x8F => self.open(Container::Set(Set::new(), Shape::EMPTY))?,
-            b'a' => {
-                let from = self.below_top("APPEND", 1)?;
-                self.append(from)?;
-            }
+            0x8C => machine.push(text(input.sized_1("SHORT_BINUNICODE")?)?),
+            b'X' => machine.push(text(input.sized_4("BINUNICODE")?)?),
+            0x8D => machine.push(text(input.sized_8("BINUNICODE8")?)?),
+            b'C' => machine.push(Value::Bytes(input.sized_1("SHORT_BINBYTES")?)),
+            b'B' => machine.push(Value::Bytes(input.sized_4("BINBYTES")?)),
+            0x8E => machine.push(Value::Bytes(input.sized_8("BINBYTES8")?)),
+            0x96 => machine.push(Value::ByteArray(input.sized_8("BYTEARRAY8")?)),
+            b']' => machine.open(Container::List(Vec::new(), Shape::EMPTY)),
+            b'}' => machine.open(Container::Dict(Dict::new(), Shape::EMPTY)),
+            0x8F => machine.open(Container::Set(Set::new(), Shape::EMPTY)),
+            b'a' => machine.append(machine.below_top("APPEND", 1)?),
             b'e' => {
-                let from = self.mark("APPENDS")?;
-                self.append(from)?;
+                let from = machine.mark("APPENDS")?;
+                machine.append(from)
             }
-            b's' => {
-                let from = self.below_top("SETITEM", 2)?;
-                self.set_items(from)?;
-            }
+            b's' => machine.set_items(machine.below_top("SETITEM", 2)?),
             b'u' => {
-                let from = self.mark("SETITEMS")?;
-                self.set_items(from)?;
+                let from = machine.mark("SETITEMS")?;
+                machine.set_items(from)
             }
             0x90 => {
-                let from = self.mark("ADDITEMS")?;
-                self.add_items(from)?;
+                let from = machine.mark("ADDITEMS")?;
+                machine.add_items(from)
             }
             0x91 => {
-                let from = self.mark("FROZENSET")?;
-                self.frozen_set(from)?;
+                let from = machine.mark("FROZENSET")?;
+                machine.frozen_set(from)
             }
-            b')' => self.tuple(self.stack.len())?,
-            0x85..=0x87 => {
-                let from = self.below_top("TUPLE", usize::from(opcode - 0x84))?;
-                self.tuple(from)?;
-            }
+            b')' => machine.tuple(machine.stack.len()),
+            0x85..=0x87 => machine.tuple(machine.below_top("TUPLE", usize::from(opcode - 0x84))?),
             b't' => {
-                let from = self.mark("TUPLE")?;
-                self.tuple(from)?;
+                let from = machine.mark("TUPLE")?;
+                machine.tuple(from)
             }
-            0x94 => self.memoize(self.memo.len())?,
-            b'q' => {
-                let [place] = self.array("BINPUT")?;
-                self.memoize(place.into())?;
-            }
-            b'r' => {
-                let place = u32::from_le_bytes(self.array("LONG_BINPUT")?);
-                self.memoize(place as usize)?;
-            }
-            b'h' => {
-                let [place] = self.array("BINGET")?;
-                self.fetch(place.into())?;
-            }
-            b'j' => {
-                let place = u32::from_le_bytes(self.array("LONG_BINGET")?);
-                self.fetch(place as usize)?;
-            }
+            0x94 => machine.memoize(),
+            b'q' => machine.memoize_at(input.byte("BINPUT")?.into()),
+            b'r' => machine.memoize_at(u32::from_le_bytes(input.array("LONG_BINPUT")?) as usize),
+            b'h' => machine.fetch(input.byte("BINGET")?.into()),
+            b'j' => machine.fetch(u32::from_le_bytes(input.array("LONG_BINGET")?) as usize),
             0x95 => {
-                let length = u64::from_le_bytes(self.array("FRAME")?);
-                self.check_length("FRAME", length)?;
+                let length = u64::from_le_bytes(input.array("FRAME")?);
+                input.check_length("FRAME", length).map(drop)
             }
-            0x93 if self.dialect == Dialect::Delta => self.import()?,
-            b'R' if self.dialect == Dialect::Delta => self.reduce()?,
-            0x81 if self.dialect == Dialect::Delta => self.new_object()?,
-            b'Q' if self.dialect == Dialect::Delta => self.persistent_id()?,
+            0x93 if self.dialect == Dialect::Delta => machine.import(),
+            b'R' if self.dialect == Dialect::Delta => machine.reduce(),
+            0x81 if self.dialect == Dialect::Delta => machine.new_object(),
+            b'Q' if self.dialect == Dialect::Delta => machine.persistent_id(),
             b'c'
             | b'R'
             | b'b'
@@ -307,23 +170,47 @@ impl Machine<'_> {
             | 0x92
             | 0x93
             | 0x97
-            | 0x98 => return Err(Problem::Forbidden(OpcodeName(opcode))),
-            other => return Err(Problem::Unexpected(OpcodeName(other))),
+            | 0x98 => Err(Problem::Forbidden(OpcodeName(opcode))),
+            other => Err(Problem::Unexpected(OpcodeName(other))),
         }
-        Ok(())
+    }
+}
+
+/// The bytes of a pickle. `name` is always the opcode that wants some of them.
+struct Input<'a> {
+    bytes: &'a Bytes,
+    /// Where the next ones are.
+    at: usize,
+}
+
+impl Input<'_> {
+    fn protocol(&mut self) -> Result<(), Problem> {
+        match **self.bytes {
+            [0x80, 2..=5, ..] => {
+                self.at = 2;
+                Ok(())
+            }
+            _ => Err(Problem::Protocol),
+        }
     }
 
-    // Reading the input.
+    fn left(&self) -> usize {
+        self.bytes.len().saturating_sub(self.at)
+    }
 
     fn array<const N: usize>(&mut self, name: &'static str) -> Result<[u8; N], Problem> {
-        let rest = self.input.get(self.at..).unwrap_or_default();
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
         let bytes = rest.first_chunk::<N>().ok_or(Problem::Truncated(name))?;
         self.at += N;
         Ok(*bytes)
     }
 
+    fn byte(&mut self, name: &'static str) -> Result<u8, Problem> {
+        self.array(name).map(|[byte]| byte)
+    }
+
     fn check_length(&self, name: &'static str, length: u64) -> Result<usize, Problem> {
-        let left = self.input.len() - self.at;
+        let left = self.left();
         match usize::try_from(length) {
             Ok(length) if length <= left => Ok(length),
             _ => Err(Problem::LengthBeyondEnd { name, length, left }),
@@ -335,261 +222,34 @@ impl Machine<'_> {
         let range = self.at..self.at + length;
         self.at = range.end;
         Ok(if length >= SLICE_MIN {
-            self.input.slice(range)
+            self.bytes.slice(range)
         } else {
-            Bytes::copy_from_slice(self.input.get(range).unwrap_or_default())
+            Bytes::copy_from_slice(self.bytes.get(range).unwrap_or_default())
         })
     }
 
-    fn text(&mut self, name: &'static str, length: u64) -> Result<(), Problem> {
-        let text = self.payload(name, length)?;
-        if std::str::from_utf8(&text).is_err() && !is_utf8_with_surrogates(&text) {
-            return Err(Problem::NotUtf8);
-        }
-        self.push(Value::Str(text))
+    /// What follows its length of one byte.
+    fn sized_1(&mut self, name: &'static str) -> Result<Bytes, Problem> {
+        let length = self.byte(name)?;
+        self.payload(name, length.into())
     }
 
-    fn long(&mut self, name: &'static str, length: u64) -> Result<(), Problem> {
-        let digits = self.payload(name, length)?;
-        self.push(match BigInt::parse(&digits) {
-            Ok(small) => Value::Int(small),
-            Err(big) => Value::BigInt(Arc::new(big)),
-        })
+    fn sized_4(&mut self, name: &'static str) -> Result<Bytes, Problem> {
+        let length = u32::from_le_bytes(self.array(name)?);
+        self.payload(name, length.into())
     }
 
-    // The stack.
-
-    pub(super) fn count(&mut self) -> Result<(), Problem> {
-        self.values += 1;
-        if self.values > self.limit {
-            Err(Problem::TooManyValues)
-        } else {
-            Ok(())
-        }
+    fn sized_8(&mut self, name: &'static str) -> Result<Bytes, Problem> {
+        let length = u64::from_le_bytes(self.array(name)?);
+        self.payload(name, length)
     }
+}
 
-    pub(super) fn push(&mut self, leaf: Value) -> Result<(), Problem> {
-        self.count()?;
-        self.stack.push(Item::Ready(leaf, Shape::LEAF));
-        Ok(())
-    }
-
-    pub(super) fn open(&mut self, container: Container) -> Result<(), Problem> {
-        self.count()?;
-        self.stack.push(Item::Container(self.containers.len()));
-        self.containers.push(container);
-        Ok(())
-    }
-
-    fn fence(&self) -> usize {
-        self.marks.last().copied().unwrap_or(0)
-    }
-
-    fn top(&self, name: &'static str) -> Result<&Item, Problem> {
-        self.stack
-            .get(self.fence()..)
-            .and_then(<[_]>::last)
-            .ok_or(Problem::StackUnderflow(name))
-    }
-
-    pub(super) fn pop(&mut self, name: &'static str) -> Result<Item, Problem> {
-        self.top(name)?;
-        self.stack.pop().ok_or(Problem::StackUnderflow(name))
-    }
-
-    fn pop_or_unmark(&mut self) -> Result<(), Problem> {
-        if self.marks.last() == Some(&self.stack.len()) {
-            self.marks.pop();
-            return Ok(());
-        }
-        self.pop("POP").map(drop)
-    }
-
-    /// Removes the topmost mark and returns the height of the stack it marked.
-    fn mark(&mut self, name: &'static str) -> Result<usize, Problem> {
-        self.marks.pop().ok_or(Problem::StackUnderflow(name))
-    }
-
-    /// The height of the stack without its topmost `count` items.
-    fn below_top(&self, name: &'static str, count: usize) -> Result<usize, Problem> {
-        match self.stack.len().checked_sub(count) {
-            Some(from) if from >= self.fence() => Ok(from),
-            _ => Err(Problem::StackUnderflow(name)),
-        }
-    }
-
-    /// The container right below `from`, which opcodes are about to fill.
-    fn target(&self, name: &'static str, from: usize) -> Result<usize, Problem> {
-        let below = self.stack.get(self.fence()..from).and_then(<[_]>::last);
-        match below.ok_or(Problem::StackUnderflow(name))? {
-            Item::Container(id) => Ok(*id),
-            _ => Err(Problem::Misapplied(name)),
-        }
-    }
-
-    /// Turns an item into a value that goes into a container.
-    fn finish(&mut self, item: Item) -> Result<(Value, Shape), Problem> {
-        let id = match item {
-            Item::Ready(value, shape) => return Ok((value, shape)),
-            Item::Class(_) => return Err(Problem::Misapplied("a class, which is no data,")),
-            Item::Container(id) => id,
-        };
-        let Some(container) = self.containers.get_mut(id) else {
-            return Err(Problem::Memo);
-        };
-        let (value, shape) = match container {
-            Container::List(items, shape) => (Value::List(Arc::new(std::mem::take(items))), *shape),
-            Container::Dict(dict, shape) => (Value::Dict(Arc::new(std::mem::take(dict))), *shape),
-            Container::Set(set, shape) => (Value::Set(Arc::new(std::mem::take(set))), *shape),
-            Container::Done(value, shape) => {
-                let done = (value.clone(), *shape);
-                self.charge(done.1.size as usize)?;
-                return Ok(done);
-            }
-        };
-        *container = Container::Done(value.clone(), shape);
-        Ok((value, shape))
-    }
-
-    /// Counts work that the bytes of the input do not pay for.
-    fn charge(&mut self, size: usize) -> Result<(), Problem> {
-        self.shared = self.shared.saturating_add(size);
-        let allowed = self
-            .input
-            .len()
-            .saturating_mul(MAX_SHARED_PER_BYTE)
-            .max(MAX_SHARED_FLOOR);
-        if self.shared > allowed.min(self.limit) {
-            return Err(Problem::TooMuchSharing);
-        }
-        Ok(())
-    }
-
-    /// A value that is about to be hashed: hashing walks all of it, each time.
-    fn finish_key(&mut self, item: Item) -> Result<(Value, Shape), Problem> {
-        let (key, shape) = self.finish(item)?;
-        if let Value::Str(bytes) | Value::Bytes(bytes) = &key {
-            self.charge(bytes.len() / 64)?;
-        }
-        self.charge(shape.size as usize - 1)?;
-        Ok((key, shape))
-    }
-
-    // Containers.
-
-    fn append(&mut self, from: usize) -> Result<(), Problem> {
-        let id = self.target("APPEND", from)?;
-        let items = self.stack.split_off(from);
-        for item in items {
-            let (value, child) = self.finish(item)?;
-            match self.containers.get_mut(id) {
-                Some(Container::List(list, shape)) => {
-                    shape.hold(child)?;
-                    list.push(value);
-                }
-                Some(Container::Done(..)) => return Err(Problem::Cycle),
-                _ => return Err(Problem::Misapplied("APPEND")),
-            }
-        }
-        Ok(())
-    }
-
-    fn set_items(&mut self, from: usize) -> Result<(), Problem> {
-        let id = self.target("SETITEM", from)?;
-        let items = self.stack.split_off(from);
-        if !items.len().is_multiple_of(2) {
-            return Err(Problem::StackUnderflow("SETITEMS"));
-        }
-        let mut items = items.into_iter();
-        while let (Some(key), Some(value)) = (items.next(), items.next()) {
-            let (key, key_shape) = self.finish_key(key)?;
-            let (value, value_shape) = self.finish(value)?;
-            match self.containers.get_mut(id) {
-                Some(Container::Dict(dict, shape)) => {
-                    shape.hold(key_shape)?;
-                    shape.hold(value_shape)?;
-                    dict.insert(key, value).map_err(|_| Problem::Unhashable)?;
-                }
-                Some(Container::Done(..)) => return Err(Problem::Cycle),
-                _ => return Err(Problem::Misapplied("SETITEM")),
-            }
-        }
-        Ok(())
-    }
-
-    fn add_items(&mut self, from: usize) -> Result<(), Problem> {
-        let id = self.target("ADDITEMS", from)?;
-        for item in self.stack.split_off(from) {
-            let (member, child) = self.finish_key(item)?;
-            match self.containers.get_mut(id) {
-                Some(Container::Set(set, shape)) => {
-                    shape.hold(child)?;
-                    set.add(member).map_err(|_| Problem::Unhashable)?;
-                }
-                Some(Container::Done(..)) => return Err(Problem::Cycle),
-                _ => return Err(Problem::Misapplied("ADDITEMS")),
-            }
-        }
-        Ok(())
-    }
-
-    fn frozen_set(&mut self, from: usize) -> Result<(), Problem> {
-        self.count()?;
-        let mut set = Set::new();
-        let mut shape = Shape::EMPTY;
-        for item in self.stack.split_off(from) {
-            let (member, child) = self.finish_key(item)?;
-            shape.hold(child)?;
-            set.add(member).map_err(|_| Problem::Unhashable)?;
-        }
-        self.stack
-            .push(Item::Ready(Value::FrozenSet(Arc::new(set)), shape));
-        Ok(())
-    }
-
-    fn tuple(&mut self, from: usize) -> Result<(), Problem> {
-        self.count()?;
-        let mut shape = Shape::EMPTY;
-        let mut items = Vec::new();
-        for item in self.stack.split_off(from) {
-            let (value, child) = self.finish(item)?;
-            shape.hold(child)?;
-            items.push(value);
-        }
-        self.stack
-            .push(Item::Ready(Value::Tuple(Arc::new(items)), shape));
-        Ok(())
-    }
-
-    // The memo.
-
-    fn memoize(&mut self, place: usize) -> Result<(), Problem> {
-        let item = self.top("MEMOIZE")?.clone();
-        match place.cmp(&self.memo.len()) {
-            std::cmp::Ordering::Less => {
-                if let Some(slot) = self.memo.get_mut(place) {
-                    *slot = item;
-                }
-            }
-            std::cmp::Ordering::Equal => self.memo.push(item),
-            std::cmp::Ordering::Greater => return Err(Problem::Memo),
-        }
-        Ok(())
-    }
-
-    fn fetch(&mut self, place: usize) -> Result<(), Problem> {
-        let item = self.memo.get(place).cloned().ok_or(Problem::Memo)?;
-        self.push_again(item)
-    }
-
-    /// Lists, dicts and sets are charged when they are put into a second container; here they may be incomplete.
-    fn push_again(&mut self, item: Item) -> Result<(), Problem> {
-        self.count()?;
-        if let Item::Ready(_, shape) = &item {
-            self.charge(shape.size as usize - 1)?;
-        }
-        self.stack.push(item);
-        Ok(())
+fn text(text: Bytes) -> Result<Value, Problem> {
+    if std::str::from_utf8(&text).is_ok() || is_utf8_with_surrogates(&text) {
+        Ok(Value::Str(text))
+    } else {
+        Err(Problem::NotUtf8)
     }
 }
 
@@ -604,5 +264,12 @@ fn is_utf8_with_surrogates(mut text: &[u8]) -> bool {
                 _ => return false,
             },
         }
+    }
+}
+
+fn integer(digits: &[u8]) -> Value {
+    match BigInt::parse(digits) {
+        Ok(small) => Value::Int(small),
+        Err(big) => Value::BigInt(Arc::new(big)),
     }
 }

@@ -1,12 +1,12 @@
 //! The writer: protocol 4, readable by plain `pickle.loads` of Python 3.7 and later.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
+use super::shared::{Identity, SHORT, container, long_leaf, shared_containers};
 use super::value::{Opcode, Type, Value};
 
 /// Strings of this many bytes are worth a memo entry when they come again, as dict keys do.
-const MEMO_TEXT: std::ops::RangeInclusive<usize> = 2..=255;
+const MEMO_TEXT: std::ops::RangeInclusive<usize> = 2..=SHORT;
 
 /// Items put into a container at once, as Python does it: they wait on the reader's stack until then.
 const BATCH: usize = 1000;
@@ -20,7 +20,7 @@ pub fn encode(value: &Value) -> Vec<u8> {
     let mut writer = Writer {
         out: vec![0x80, 4],
         shared: shared_containers(value, |_| true),
-        containers: HashMap::new(),
+        objects: HashMap::new(),
         texts: HashMap::new(),
         memoized: 0,
     };
@@ -29,110 +29,60 @@ pub fn encode(value: &Value) -> Vec<u8> {
     writer.out
 }
 
-/// The addresses of containers that `value` holds in more than one place, as far as they `matter`.
-pub(crate) fn shared_containers(value: &Value, matter: fn(&Value) -> bool) -> HashSet<usize> {
-    let (mut seen, mut shared) = (HashSet::new(), HashSet::new());
-    find_shared(value, &mut seen, &mut |value, address| {
-        if matter(value) {
-            shared.insert(address);
-        }
-    });
-    shared
-}
-
-fn find_shared(value: &Value, seen: &mut HashSet<usize>, shared: &mut impl FnMut(&Value, usize)) {
-    let Some((address, holders)) = address(value) else {
-        return;
-    };
-    // With one holder there is one place; what comes a second time has been searched before.
-    if holders > 1 && !seen.insert(address) {
-        shared(value, address);
-        return;
-    }
-    match value {
-        Value::Tuple(items) | Value::List(items) => {
-            for item in items.iter() {
-                find_shared(item, seen, shared);
-            }
-        }
-        Value::Dict(dict) => {
-            for (key, value) in dict.iter() {
-                find_shared(key, seen, shared);
-                find_shared(value, seen, shared);
-            }
-        }
-        Value::Set(set) | Value::FrozenSet(set) => {
-            for member in set.keys() {
-                find_shared(member, seen, shared);
-            }
-        }
-        Value::Opcode(opcode) => {
-            for field in &opcode.0 {
-                find_shared(field, seen, shared);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// The address of a container that is not empty by nature, and how many hold it.
-fn address(value: &Value) -> Option<(usize, usize)> {
-    Some(match value {
-        Value::Tuple(items) | Value::List(items) => {
-            (Arc::as_ptr(items).addr(), Arc::strong_count(items))
-        }
-        Value::Dict(dict) => (Arc::as_ptr(dict).addr(), Arc::strong_count(dict)),
-        Value::Set(set) | Value::FrozenSet(set) => {
-            (Arc::as_ptr(set).addr(), Arc::strong_count(set))
-        }
-        Value::Opcode(opcode) => (Arc::as_ptr(opcode).addr(), Arc::strong_count(opcode)),
-        _ => return None,
-    })
-}
-
 struct Writer<'a> {
     out: Vec<u8>,
     shared: HashSet<usize>,
-    /// Memo places of shared containers already written, by address.
-    containers: HashMap<usize, u32>,
-    /// Memo places of texts already written.
+    /// Memo places of objects already written that may come again.
+    objects: HashMap<Identity, u32>,
+    /// Memo places of short texts already written.
     texts: HashMap<&'a [u8], u32>,
     memoized: u32,
 }
 
 impl<'a> Writer<'a> {
     fn value(&mut self, value: &'a Value) {
-        let shared = address(value)
-            .map(|(address, _)| address)
-            .filter(|at| self.shared.contains(at));
-        if let Some(place) = shared.and_then(|address| self.containers.get(&address)) {
+        let identity = match container(value) {
+            Some((identity, _)) => Some(identity).filter(|(_, at)| self.shared.contains(at)),
+            None => long_leaf(value),
+        };
+        if let Some(place) = identity.and_then(|identity| self.objects.get(&identity)) {
             return self.fetch(*place);
         }
         match value {
             Value::None => self.out.push(b'N'),
             Value::Bool(value) => self.out.push(if *value { 0x88 } else { 0x89 }),
             Value::Int(value) => self.int(*value),
-            Value::BigInt(value) => self.long(value.as_le_bytes()),
+            Value::BigInt(value) => {
+                self.long(value.as_le_bytes());
+                self.memoize(identity);
+            }
             Value::Float(value) => {
                 self.out.push(b'G');
                 self.out.extend(value.to_be_bytes());
             }
-            Value::Str(text) => self.text(text),
-            Value::Bytes(bytes) => self.sized(bytes, b'C', b'B', 0x8E),
+            Value::Str(text) => {
+                self.text(text);
+                self.memoize(identity);
+            }
+            Value::Bytes(bytes) => {
+                self.sized(bytes, b'C', b'B', 0x8E);
+                self.memoize(identity);
+            }
             Value::ByteArray(bytes) => {
                 self.out.push(0x96);
                 self.out.extend((bytes.len() as u64).to_le_bytes());
                 self.out.extend_from_slice(bytes);
+                self.memoize(identity);
             }
             // The reader learns of lists, dicts and sets before their items, of the others after them.
             Value::List(items) => {
                 self.out.push(b']');
-                self.memoize(shared);
+                self.memoize(identity);
                 self.batches(items.len(), items.iter(), b'a', b'e', Writer::value);
             }
             Value::Dict(dict) => {
                 self.out.push(b'}');
-                self.memoize(shared);
+                self.memoize(identity);
                 self.batches(
                     dict.len(),
                     dict.iter(),
@@ -146,7 +96,7 @@ impl<'a> Writer<'a> {
             }
             Value::Set(set) => {
                 self.out.push(0x8F);
-                self.memoize(shared);
+                self.memoize(identity);
                 if !set.is_empty() {
                     self.out.push(b'(');
                     set.keys().for_each(|member| self.value(member));
@@ -157,11 +107,11 @@ impl<'a> Writer<'a> {
                 self.out.push(b'(');
                 set.keys().for_each(|member| self.value(member));
                 self.out.push(0x91);
-                self.memoize(shared);
+                self.memoize(identity);
             }
             Value::Tuple(items) => {
                 self.tuple(items);
-                self.memoize(shared);
+                self.memoize(identity);
             }
             Value::Type(Type::None) => {
                 self.text(b"<<NoneType>>");
@@ -173,15 +123,15 @@ impl<'a> Writer<'a> {
                 self.import(b"deepdiff.helper", b"Opcode");
                 self.tuple(fields);
                 self.out.push(0x81);
-                self.memoize(shared);
+                self.memoize(identity);
             }
         }
     }
 
-    fn memoize(&mut self, shared: Option<usize>) {
-        if let Some(address) = shared {
+    fn memoize(&mut self, identity: Option<Identity>) {
+        if let Some(identity) = identity {
             self.out.push(0x94);
-            self.containers.insert(address, self.memoized);
+            self.objects.insert(identity, self.memoized);
             self.memoized += 1;
         }
     }

@@ -1,11 +1,15 @@
 //! Python's `==` and a hash that agrees with it, and the strict comparison.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use super::integer::BigInt;
 use super::table::{Dict, Set, Unhashable};
 use super::value::Value;
+
+/// How many nans have been hashed.
+static NANS: AtomicU64 = AtomicU64::new(0);
 
 /// Seeded per process, so that no peer can choose keys that collide.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -71,6 +75,8 @@ pub(super) fn hash_value(value: &Value) -> Result<u64, Unhashable> {
         Value::Float(value) => match integer_of(*value) {
             Some(Ok(value)) => hash_integer(&mut hasher, value),
             Some(Err(value)) => hasher.write(value.as_le_bytes()),
+            // It equals nothing, not even itself, so whatever hash it has is right, and many of the same one make a long search.
+            None if value.is_nan() => hasher.write_u64(NANS.fetch_add(1, Ordering::Relaxed)),
             None => hasher.write_u64(value.to_bits()),
         },
         Value::Str(text) => return Ok(hash_bytes_of_str(text)),
@@ -84,8 +90,8 @@ pub(super) fn hash_value(value: &Value) -> Result<u64, Unhashable> {
             hasher.write_u8(b'f');
             // A sum, since order means nothing.
             let mut sum = 0u64;
-            for member in set.keys() {
-                sum = sum.wrapping_add(hash_value(member)?);
+            for hash in set.hashes() {
+                sum = sum.wrapping_add(hash);
             }
             hasher.write_u64(sum);
         }

@@ -10,16 +10,18 @@ mod encode;
 mod equality;
 mod error;
 mod integer;
+mod machine;
 mod names;
+mod shared;
 mod table;
 mod value;
 
 pub(crate) use decode::{Dialect, decode_with};
 pub use decode::{decode, decode_small};
 pub use encode::encode;
-pub(crate) use encode::shared_containers;
 pub use error::{OpcodeName, PickleError, Problem};
 pub use integer::BigInt;
+pub(crate) use shared::{is_readable, shared_containers};
 pub use table::{Dict, Set, Table, Unhashable};
 pub use value::{Opcode, Type, Value};
 
@@ -33,10 +35,13 @@ pub const MAX_VALUES: usize = 8 << 20;
 
 /// Values that memo references may add to what the bytes of the input spell out: this many per byte
 /// of input, and [`MAX_SHARED_FLOOR`] in any case. This is what stops a "billion laughs" pickle.
-pub const MAX_SHARED_PER_BYTE: usize = 64;
+const MAX_SHARED_PER_BYTE: usize = 64;
+
+/// A text, bytes or a large integer counts as one value more for this many bytes: it can be referenced, compared and hashed as often.
+pub(crate) const BYTES_PER_VALUE: usize = 64;
 
 /// See [`MAX_SHARED_PER_BYTE`].
-pub const MAX_SHARED_FLOOR: usize = 64 << 10;
+const MAX_SHARED_FLOOR: usize = 64 << 10;
 
 /// Strings and bytes of at least this length are slices of the input, and keep all of it alive;
 /// shorter ones are copied, so that a name kept from a large message does not hold the message.

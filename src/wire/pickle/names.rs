@@ -2,24 +2,23 @@
 
 use std::sync::Arc;
 
-use super::decode::{Class, Container, Item, Machine, Shape};
 use super::error::{OpcodeName, Problem};
+use super::machine::{Class, Container, Item, Machine, Shape};
 use super::table::Dict;
 use super::value::{Opcode, Type, Value};
 
-impl Machine<'_> {
-    pub(super) fn import(&mut self) -> Result<(), Problem> {
+impl Machine {
+    pub fn import(&mut self) -> Result<(), Problem> {
         let (name, module) = (self.pop("STACK_GLOBAL")?, self.pop("STACK_GLOBAL")?);
         let (Item::Ready(Value::Str(name), _), Item::Ready(Value::Str(module), _)) = (name, module)
         else {
             return Err(Problem::Misapplied("STACK_GLOBAL"));
         };
-        self.count()?;
-        let item = match (module.as_ref(), name.as_ref()) {
-            (b"deepdiff.helper", b"Opcode") => Item::Class(Class::Opcode),
-            (b"deepdiff.helper", b"OrderedDictPlus") => Item::Class(Class::OrderedDictPlus),
+        let class = match (module.as_ref(), name.as_ref()) {
+            (b"deepdiff.helper", b"Opcode") => Class::Opcode,
+            (b"deepdiff.helper", b"OrderedDictPlus") => Class::OrderedDictPlus,
             (b"builtins", name) if let Some(kind) = Type::from_builtins(name) => {
-                Item::Ready(Value::Type(kind), Shape::LEAF)
+                return self.push(Value::Type(kind));
             }
             _ => {
                 let text = |bytes: &[u8]| {
@@ -29,11 +28,12 @@ impl Machine<'_> {
                 return Err(Problem::ForbiddenName(full.escape_debug().to_string()));
             }
         };
-        self.stack.push(item);
+        self.count()?;
+        self.stack.push(Item::Class(class));
         Ok(())
     }
 
-    pub(super) fn reduce(&mut self) -> Result<(), Problem> {
+    pub fn reduce(&mut self) -> Result<(), Problem> {
         let (arguments, class) = (self.pop("REDUCE")?, self.pop("REDUCE")?);
         match (class, arguments) {
             (Item::Class(Class::OrderedDictPlus), Item::Ready(Value::Tuple(arguments), _))
@@ -46,7 +46,7 @@ impl Machine<'_> {
         }
     }
 
-    pub(super) fn new_object(&mut self) -> Result<(), Problem> {
+    pub fn new_object(&mut self) -> Result<(), Problem> {
         let (fields, class) = (self.pop("NEWOBJ")?, self.pop("NEWOBJ")?);
         let (Item::Class(Class::Opcode), Item::Ready(Value::Tuple(fields), shape)) =
             (class, fields)
@@ -62,7 +62,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    pub(super) fn persistent_id(&mut self) -> Result<(), Problem> {
+    pub fn persistent_id(&mut self) -> Result<(), Problem> {
         match self.pop("BINPERSID")? {
             Item::Ready(Value::Str(id), _) if id.as_ref() == b"<<NoneType>>" => {
                 self.push(Value::Type(Type::None))

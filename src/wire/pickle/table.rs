@@ -83,6 +83,11 @@ impl<V> Table<V> {
         self.iter().map(|(key, _)| key)
     }
 
+    /// The hashes of the keys, which need not be computed again.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().flatten().map(|entry| entry.hash)
+    }
+
     /// The value of a string key.
     pub fn get(&self, key: &str) -> Option<&V> {
         let at = self.find(
@@ -211,18 +216,15 @@ impl Set {
     }
 }
 
-impl PartialEq for Dict {
+impl<V: PartialEq> PartialEq for Table<V> {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len
-            && self
-                .iter()
-                .all(|(key, value)| other.get_value(key) == Some(value))
-    }
-}
-
-impl PartialEq for Set {
-    fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.keys().all(|member| other.contains(member))
+        let in_other = |entry: &Entry<V>| {
+            other
+                .find(entry.hash, |key| *key == entry.key)
+                .and_then(|at| other.entries.get(at)?.as_ref())
+                .is_some_and(|found| found.value == entry.value)
+        };
+        self.len == other.len && self.entries.iter().flatten().all(in_other)
     }
 }
 

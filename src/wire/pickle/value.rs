@@ -160,13 +160,6 @@ impl Value {
         }
     }
 
-    pub fn as_f64(&self) -> Option<f64> {
-        match self {
-            Value::Float(value) => Some(*value),
-            _ => None,
-        }
-    }
-
     /// The text of a str that is valid UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         match self {
@@ -189,13 +182,6 @@ impl Value {
         }
     }
 
-    pub fn as_tuple(&self) -> Option<&[Value]> {
-        match self {
-            Value::Tuple(items) => Some(items),
-            _ => None,
-        }
-    }
-
     pub fn as_dict(&self) -> Option<&Dict> {
         match self {
             Value::Dict(dict) => Some(dict),
@@ -203,25 +189,42 @@ impl Value {
         }
     }
 
-    /// The dict, for changing it; other holders of the same dict keep what they have.
-    pub fn as_dict_mut(&mut self) -> Option<&mut Dict> {
-        match self {
-            Value::Dict(dict) => Some(Arc::make_mut(dict)),
-            _ => None,
-        }
-    }
-
-    /// The members of a set or frozenset.
-    pub fn as_set(&self) -> Option<&Set> {
-        match self {
-            Value::Set(set) | Value::FrozenSet(set) => Some(set),
-            _ => None,
-        }
-    }
-
     /// The value of a string key, if this is a dict that has it.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.as_dict()?.get(key)
+    }
+
+    /// Bytes of a text, bytes or a large integer, each of which may be huge; 0 for everything else.
+    pub(crate) fn bulk(&self) -> usize {
+        match self {
+            Value::Str(bytes) | Value::Bytes(bytes) | Value::ByteArray(bytes) => bytes.len(),
+            Value::BigInt(integer) => integer.as_le_bytes().len(),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn is_container(&self) -> bool {
+        use Value::*;
+        matches!(
+            self,
+            Tuple(_) | List(_) | Dict(_) | Set(_) | FrozenSet(_) | Opcode(_)
+        )
+    }
+
+    /// What a container holds: of a dict each key and then its value.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Value> {
+        let (items, dict, set) = match self {
+            Value::Tuple(items) | Value::List(items) => (items.as_slice(), None, None),
+            Value::Opcode(opcode) => (opcode.0.as_slice(), None, None),
+            Value::Dict(dict) => (&[][..], Some(dict), None),
+            Value::Set(set) | Value::FrozenSet(set) => (&[][..], None, Some(set)),
+            _ => (&[][..], None, None),
+        };
+        let entries = dict.into_iter().flat_map(|dict| dict.iter());
+        items
+            .iter()
+            .chain(entries.flat_map(|(key, value)| [key, value]))
+            .chain(set.into_iter().flat_map(|set| set.keys()))
     }
 
     /// `type(self).__name__`, for messages.
