@@ -424,8 +424,13 @@ impl Script {
                     .any(|state| user.state.starts_with(state));
                 state && user.name == *client.name
             });
+            // Somebody else who is in under its name has taken its place while it was away, which it has not heard of yet.
+            let later = self.world.stations.iter().skip(index + 1);
+            let replaced = later
+                .map(|station| &station.client)
+                .any(|other| other.name == client.name && other.is_active());
             // Whoever is not in yet, or cannot come back, has to connect again.
-            if !client.is_active() || !is_in || client.dialect == Dialect::Tcp {
+            if !client.is_active() || !is_in || replaced || client.dialect == Dialect::Tcp {
                 self.unlucky.push(Who(index));
             }
         }
