@@ -19,7 +19,7 @@ use super::{Effect, Time};
 
 /// libzmq's receive queue holds so many messages. It takes a further one only when one has been read, so of those that have
 /// arrived all but the last so many have been handled.
-const RECEIVE_QUEUE: usize = 1_000;
+pub(super) const RECEIVE_QUEUE: usize = 1_000;
 
 /// Unread messages remembered for a peer that does not tell what has arrived, and edits of a client.
 const MEMORY: usize = 4_000;
@@ -138,7 +138,7 @@ pub struct User {
     pub since: Time,
     pub state: State,
     /// Nodes that it may have before it joins: those of its own scene, or of a join that was cut short.
-    pub holds: Vec<NodeId>,
+    pub holds: HashSet<NodeId>,
     /// Its version cannot join an empty scene.
     pub awaits_first_node: bool,
     /// Since when its command connection is gone.
@@ -152,7 +152,9 @@ pub struct User {
     pub lost_updates: Vec<Trace>,
     /// Its publisher's connection broke; what was published into it may be lost.
     pub lost_publisher: bool,
-    /// The answer to its Auth may have been lost, so it may not know that it is in.
+    /// It has said something, so it has had the answer to its Auth.
+    pub heard: bool,
+    /// That answer may have been lost, so it may not know that it is in.
     pub may_not_know: bool,
     pub debts: Debts,
     pub presence: Presence,
@@ -311,7 +313,7 @@ impl User {
             address,
             since: now,
             state: State::Lobby,
-            holds: Vec::new(),
+            holds: HashSet::new(),
             awaits_first_node: false,
             away: None,
             without_data: None,
@@ -319,6 +321,7 @@ impl User {
             lost_commands: Vec::new(),
             lost_updates: Vec::new(),
             lost_publisher: false,
+            heard: false,
             may_not_know: false,
             debts: Debts::default(),
             presence: Presence::default(),

@@ -33,7 +33,7 @@ const UNKNOWN_LIMIT: usize = 100_000;
 const RIGHTS_AT_ONCE: usize = 500;
 
 /// A Right about nothing: a command that takes one turn of a client's main loop, in which it handles one data message too.
-static NO_OP: LazyLock<Arc<Outgoing>> = LazyLock::new(|| {
+pub(super) static NO_OP: LazyLock<Arc<Outgoing>> = LazyLock::new(|| {
     Outgoing::new(Outbound::Right {
         nodes: Vec::new(),
         owner: COMMON.into(),

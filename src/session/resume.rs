@@ -45,7 +45,7 @@ impl Session {
                 user.presence.owe_table();
                 for trace in &lost {
                     match trace {
-                        Trace::Auth => user.may_not_know = true,
+                        Trace::Auth => user.may_not_know = !user.heard,
                         Trace::Deletion(node) => user.debts.deletion(node),
                         Trace::Owners(right) => {
                             if let Outbound::Right { nodes, .. } = right.message() {
