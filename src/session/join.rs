@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tracing::{debug, info};
 
-use crate::wire::message::{MESSAGE_OVERHEAD, Node, NodeId, Outbound, Outgoing};
 use crate::wire::dialect;
+use crate::wire::message::{MESSAGE_OVERHEAD, Node, NodeId, Outbound, Outgoing};
 
 use super::client::{RECEIVE_QUEUE, State};
 use super::delivery::{NO_OP, SOFT_LIMIT};
@@ -252,7 +252,10 @@ impl Session {
         match &mut user.state {
             // It may not even be in the lobby; it shows when it is.
             State::Joining(join) if join.all_sent() || user.may_not_know => {
-                let lacked = join.undecided.as_ref().is_some_and(|before| !before.has_all);
+                let lacked = join
+                    .undecided
+                    .as_ref()
+                    .is_some_and(|before| !before.has_all);
                 join.undecided = Some(Undecided {
                     since: now,
                     has_all: all_arrived && join.all_sent() && !lacked,

@@ -167,7 +167,12 @@ fn lines_of_the_server_of_one_moment_are_all_read() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|line| (line["id"].as_str().unwrap(), line["message"].as_str().unwrap()))
+        .map(|line| {
+            (
+                line["id"].as_str().unwrap(),
+                line["message"].as_str().unwrap(),
+            )
+        })
         .collect();
     let read: Vec<&str> = read.into_values().collect();
     assert_eq!(read, said);
