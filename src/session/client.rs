@@ -161,6 +161,10 @@ pub struct User {
     pub heartbeat: super::heartbeat::Heartbeat,
     /// Which deepdiff it has, as far as its commits have told.
     pub flavour: Option<Flavour>,
+    /// Its data connection has broken before, and nodes that it sent may be lost with it.
+    pub has_lost: bool,
+    /// Nodes that it has named since and that have not come, and since when.
+    pub named_in_vain: VecDeque<(Time, NodeId)>,
     /// Nodes that it has changed lately, to be repaired should its connection break.
     pub edited: VecDeque<(Time, NodeId)>,
     unread: VecDeque<Unread>,
@@ -279,6 +283,10 @@ impl Client {
             return;
         };
         if let Some(user) = self.user.as_mut() {
+            if matches!(channel, Channel::Data | Channel::Publish) {
+                user.has_lost = true;
+                user.named_in_vain.clear();
+            }
             match channel {
                 Channel::Command => {
                     for unread in &mut user.unread {
@@ -327,6 +335,8 @@ impl User {
             presence: Presence::default(),
             heartbeat: super::heartbeat::Heartbeat::new(now),
             flavour: None,
+            has_lost: false,
+            named_in_vain: VecDeque::new(),
             edited: VecDeque::new(),
             unread: VecDeque::new(),
             last_turn: now,

@@ -319,6 +319,7 @@ impl Session {
         self.tick_stalls(now);
         self.tick_rights(now);
         self.tick_heals(now);
+        self.tick_lost(now);
         self.graph.tick(now);
         let ids: Vec<ClientId> = self.clients.keys().copied().collect();
         for id in ids {

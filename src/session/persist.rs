@@ -183,6 +183,7 @@ impl Session {
         user.heartbeat.was_there(now);
         // What it published since may have come before it was back itself.
         user.lost_publisher = dialect.scene_channel() == Channel::Data;
+        user.has_lost = true;
         let mut client = Client::new(saved.identity.clone(), dialect);
         client.user = Some(Box::new(user));
         self.identities.insert(saved.identity, id);
