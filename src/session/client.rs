@@ -150,6 +150,8 @@ pub struct User {
     /// Messages that may have been lost with a connection that is not back yet.
     pub lost_commands: Vec<Trace>,
     pub lost_updates: Vec<Trace>,
+    /// Until then it is not sent what it is owed: what it said while its connection was broken comes first.
+    pub listened_to_until: Time,
     /// Its publisher's connection broke; what was published into it may be lost.
     pub lost_publisher: bool,
     /// It has said something, so it has had the answer to its Auth.
@@ -328,6 +330,7 @@ impl User {
             refused: 0,
             lost_commands: Vec::new(),
             lost_updates: Vec::new(),
+            listened_to_until: now,
             lost_publisher: false,
             heard: false,
             may_not_know: false,

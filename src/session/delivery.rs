@@ -273,6 +273,7 @@ impl Session {
             return;
         };
         if user.debts.is_empty()
+            || user.listened_to_until > now
             || !user.is_active()
             || client.data.is_none()
             || client.command.is_none()
@@ -431,8 +432,9 @@ impl Paying<'_> {
             dependencies: node.dependencies.clone(),
         });
         let message = Outgoing::new(Outbound::Node(node));
-        // Whoever acts first may have removed it.
-        let new = new || client.dialect.acts_first();
+        // Whoever acts first may have removed it, and whoever has lost messages may never have had it.
+        let lost = client.user.as_deref().is_some_and(|user| user.has_lost);
+        let new = new || lost || client.dialect.acts_first();
         client.update(self.now, self.effects, new, &message, &footprint);
         self.deliveries += 1;
         for commit in unfolded {

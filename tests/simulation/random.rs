@@ -474,10 +474,12 @@ impl Script {
                 } else {
                     self.world.rng.range(50, 1500)
                 };
-                if channel == COMMAND && back > 4500 {
+                // One that is gone already may be so for too long together.
+                let gone = self.world.stations[who.0].wires[channel].conn.is_none();
+                if channel == COMMAND && (gone || back > 4500) {
                     self.unlucky.push(who);
                 }
-                if channel == TTL && back > 3500 {
+                if channel == TTL && (gone || back > 3500) {
                     self.unlucky.push(who);
                 }
                 let noticed = self.world.rng.range(0, 2500);

@@ -259,3 +259,26 @@ fn a_heartbeat_that_is_back_late_after_a_restart_is_no_closed_port() {
         world.assert_converged();
     }
 }
+
+#[test]
+fn what_a_client_still_has_to_say_is_heard_before_its_nodes_are_sent_again() {
+    for stop in STOPS {
+        let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+        world.does(bob, |bob| {
+            let mesh = bob.create("new-mesh", "Mesh", &[]);
+            bob.create("new", "Object", &[mesh]);
+        });
+        world.run(100);
+        world.restart(stop, 300);
+        world.does(bob, |bob| bob.link(&id("collection"), &id("new")));
+        // His data connection is the last one to come back, and he purges orphans all the time.
+        world.stations[bob.0].wires[DATA].opens_at = Some(world.now + Duration::from_millis(900));
+        for _ in 0..300 {
+            world.does(bob, |bob| bob.purge());
+            world.run(10);
+        }
+        world.run(5_000);
+        world.assert_converged();
+        assert!(world[bob].graph.contains_key(&id("new")), "{stop:?}");
+    }
+}
