@@ -296,10 +296,10 @@ impl Session {
     /// registers its datablock anew.
     pub(super) fn tick_lost(&mut self, now: Time) {
         for id in self.users() {
-            let is_due =
-                |(named, _): &mut (Time, NodeId)| now.saturating_duration_since(*named) > LOST;
+            let is_due = |(named, _): &(Time, NodeId)| now.saturating_duration_since(*named) > LOST;
             while let Some(user) = self.user_mut(id)
-                && let Some((_, node)) = user.named_in_vain.pop_front_if(is_due)
+                && user.named_in_vain.front().is_some_and(is_due)
+                && let Some((_, node)) = user.named_in_vain.pop_front()
             {
                 if !self.graph.contains(&node) {
                     info!(%node, user = self.name_of(id).as_deref(), "a node was lost with a broken connection; its author registers it anew");

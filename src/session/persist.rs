@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::admin::AdminReply;
 use crate::store::{HandOver, Record, SavedClient, SavedScene, State as SavedState};
-use crate::wire::message::{COMMON, Login, NodeId, UserName};
+use crate::wire::message::{COMMON, Login, UserName};
 use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
@@ -226,16 +226,12 @@ impl Session {
 
     pub(super) fn record(&mut self, record: Record) {
         if let Record::Delete { id, .. } = &record {
-            self.remember_deletion(id);
+            if self.deleted.len() >= DELETIONS {
+                self.deleted.pop_front();
+            }
+            self.deleted.push_back(id.clone());
         }
         self.effects.push_back(Effect::Record(record));
-    }
-
-    fn remember_deletion(&mut self, node: &NodeId) {
-        if self.deleted.len() >= DELETIONS {
-            self.deleted.pop_front();
-        }
-        self.deleted.push_back(node.clone());
     }
 
     /// The scene is another one from now on.
