@@ -19,7 +19,7 @@ use super::{Effect, Time};
 
 /// libzmq's receive queue holds so many messages. It takes a further one only when one has been read, so of those that have
 /// arrived all but the last so many have been handled.
-const RECEIVE_QUEUE: usize = 1_000;
+pub(super) const RECEIVE_QUEUE: usize = 1_000;
 
 /// Unread messages remembered for a peer that does not tell what has arrived, and edits of a client.
 const MEMORY: usize = 4_000;
@@ -138,7 +138,7 @@ pub struct User {
     pub since: Time,
     pub state: State,
     /// Nodes that it may have before it joins: those of its own scene, or of a join that was cut short.
-    pub holds: Vec<NodeId>,
+    pub holds: HashSet<NodeId>,
     /// Its version cannot join an empty scene.
     pub awaits_first_node: bool,
     /// Since when its command connection is gone.
@@ -150,15 +150,23 @@ pub struct User {
     /// Messages that may have been lost with a connection that is not back yet.
     pub lost_commands: Vec<Trace>,
     pub lost_updates: Vec<Trace>,
+    /// Until then it is not sent what it is owed: what it said while its connection was broken comes first.
+    pub listened_to_until: Time,
     /// Its publisher's connection broke; what was published into it may be lost.
     pub lost_publisher: bool,
-    /// The answer to its Auth may have been lost, so it may not know that it is in.
+    /// It has said something, so it has had the answer to its Auth.
+    pub heard: bool,
+    /// That answer may have been lost, so it may not know that it is in.
     pub may_not_know: bool,
     pub debts: Debts,
     pub presence: Presence,
     pub heartbeat: super::heartbeat::Heartbeat,
     /// Which deepdiff it has, as far as its commits have told.
     pub flavour: Option<Flavour>,
+    /// Its data connection has broken before, and nodes that it sent may be lost with it.
+    pub has_lost: bool,
+    /// Nodes that it has named since and that have not come, and since when.
+    pub named_in_vain: VecDeque<(Time, NodeId)>,
     /// Nodes that it has changed lately, to be repaired should its connection break.
     pub edited: VecDeque<(Time, NodeId)>,
     unread: VecDeque<Unread>,
@@ -277,6 +285,10 @@ impl Client {
             return;
         };
         if let Some(user) = self.user.as_mut() {
+            if matches!(channel, Channel::Data | Channel::Publish) {
+                user.has_lost = true;
+                user.named_in_vain.clear();
+            }
             match channel {
                 Channel::Command => {
                     for unread in &mut user.unread {
@@ -311,19 +323,23 @@ impl User {
             address,
             since: now,
             state: State::Lobby,
-            holds: Vec::new(),
+            holds: HashSet::new(),
             awaits_first_node: false,
             away: None,
             without_data: None,
             refused: 0,
             lost_commands: Vec::new(),
             lost_updates: Vec::new(),
+            listened_to_until: now,
             lost_publisher: false,
+            heard: false,
             may_not_know: false,
             debts: Debts::default(),
             presence: Presence::default(),
             heartbeat: super::heartbeat::Heartbeat::new(now),
             flavour: None,
+            has_lost: false,
+            named_in_vain: VecDeque::new(),
             edited: VecDeque::new(),
             unread: VecDeque::new(),
             last_turn: now,

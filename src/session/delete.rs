@@ -20,16 +20,8 @@ impl Session {
             return;
         }
         let Some(entry) = self.graph.get(&node) else {
-            // Nobody else has it; the sender removes its own when it hears so. A Node of the same author may be on its
-            // way on the other connection, sent before this; and come after a restart, if that connection is broken.
-            if !self.graph.is_buried(&node) {
-                self.graph.bury(now, node.clone());
-                self.record(Record::Delete {
-                    id: node.clone(),
-                    author: self.author(id),
-                });
-            }
-            return self.answer_unknown(now, id, &node);
+            // Nobody else has it; the sender removes its own when it hears so.
+            return self.give_up(now, id, &node);
         };
         if !self.may_delete(id, &node) {
             debug!(%node, "a Delete of somebody else's node is refused");
@@ -86,6 +78,19 @@ impl Session {
             debug!(%node, "a Delete of a node that is in use is not carried out");
             self.undo_delete(now, id, &node);
         }
+    }
+
+    /// Tells the only client that can have a node that it is gone. A Node of it may still be on its way on the other connection,
+    /// and come after a restart, if that connection is broken: it stays away.
+    pub(super) fn give_up(&mut self, now: Time, id: ClientId, node: &NodeId) {
+        if !self.graph.is_buried(node) {
+            self.graph.bury(now, node.clone());
+            self.record(Record::Delete {
+                id: node.clone(),
+                author: self.author(id),
+            });
+        }
+        self.answer_unknown(now, id, node);
     }
 
     /// Nodes that a client which has carried out its Delete already is still to read of as depending on the one that is gone.

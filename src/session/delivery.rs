@@ -37,7 +37,7 @@ const UNKNOWN_LIMIT: usize = 100_000;
 const RIGHTS_AT_ONCE: usize = 500;
 
 /// A Right about nothing: a command that takes one turn of a client's main loop, in which it handles one data message too.
-static NO_OP: LazyLock<Arc<Outgoing>> = LazyLock::new(|| {
+pub(super) static NO_OP: LazyLock<Arc<Outgoing>> = LazyLock::new(|| {
     Outgoing::new(Outbound::Right {
         nodes: Vec::new(),
         owner: COMMON.into(),
@@ -296,6 +296,7 @@ impl Session {
             return;
         };
         if user.debts.is_empty()
+            || user.listened_to_until > now
             || !user.is_active()
             || client.data.is_none()
             || client.command.is_none()
@@ -479,8 +480,9 @@ impl Paying<'_> {
             dependencies: node.dependencies.clone(),
         });
         let message = Outgoing::new(Outbound::Node(node));
-        // Whoever acts first may have removed it.
-        let new = new || client.dialect.acts_first();
+        // Whoever acts first may have removed it, and whoever has lost messages may never have had it.
+        let lost = client.user.as_deref().is_some_and(|user| user.has_lost);
+        let new = new || lost || client.dialect.acts_first();
         client.update(self.now, self.effects, new, &message, &footprint);
         self.deliveries += 1;
         for commit in unfolded {

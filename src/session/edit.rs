@@ -20,6 +20,12 @@ pub const CROSSING: Duration = Duration::from_secs(2);
 /// A node whose edits crossed is sent to everybody once nobody has changed it for this long.
 const QUIET: Duration = Duration::from_millis(400);
 
+/// A node comes before what names it, except in a circle. One that has been named and does not come for so long is lost.
+const LOST: Duration = Duration::from_secs(5);
+
+/// So many of them are remembered of one client.
+const NAMED_IN_VAIN: usize = 1_000;
+
 /// Whether a client with this deepdiff can load and will rightly fold a delta of that flavour. What nobody has told is taken to
 /// be the common case, the add-on's own deepdiff 8.
 pub(super) fn reads(client: Option<Flavour>, delta: Flavour) -> bool {
@@ -61,6 +67,7 @@ impl Session {
             None => node.owner,
         };
         let node_id = node.id.clone();
+        self.note_unknown(now, id, &stored.dependencies);
         self.record(Record::node(&stored, self.author(id)));
         let new = self.graph.put(now, stored.clone(), Some(id));
         stored.dependencies = self.graph.existing(&stored.dependencies);
@@ -141,6 +148,7 @@ impl Session {
             }
         }
         let node = commit.id.clone();
+        self.note_unknown(now, author, &commit.dependencies);
         self.record(Record::commit(&commit, self.author(author)));
         let in_full = self.should_go_in_full(now, author, &commit);
         commit.dependencies = self.graph.existing(&commit.dependencies);
@@ -264,6 +272,40 @@ impl Session {
         if crossed || behind || entry.heal_at.is_some() {
             entry.heal_at = Some(now + QUIET);
             self.healing.insert(node.clone());
+        }
+    }
+
+    /// Takes note of what a client names that is not here, if that may be lost.
+    fn note_unknown(&mut self, now: Time, id: ClientId, dependencies: &[NodeId]) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let Some(user) = client.user.as_deref_mut().filter(|user| user.has_lost) else {
+            return;
+        };
+        for node in dependencies {
+            let known = self.graph.contains(node);
+            let named = || user.named_in_vain.iter().any(|(_, named)| named == node);
+            if !known && user.named_in_vain.len() < NAMED_IN_VAIN && !named() {
+                user.named_in_vain.push_back((now, node.clone()));
+            }
+        }
+    }
+
+    /// A node that its author has and nobody else, since it was lost with a broken connection, goes there too: the add-on
+    /// registers its datablock anew.
+    pub(super) fn tick_lost(&mut self, now: Time) {
+        for id in self.users() {
+            let is_due = |(named, _): &(Time, NodeId)| now.saturating_duration_since(*named) > LOST;
+            while let Some(user) = self.user_mut(id)
+                && user.named_in_vain.front().is_some_and(is_due)
+                && let Some((_, node)) = user.named_in_vain.pop_front()
+            {
+                if !self.graph.contains(&node) {
+                    info!(%node, user = self.name_of(id).as_deref(), "a node was lost with a broken connection; its author registers it anew");
+                    self.give_up(now, id, &node);
+                }
+            }
         }
     }
 

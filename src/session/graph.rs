@@ -246,13 +246,12 @@ impl Graph {
         (!self.nodes.is_empty()).then(|| self.nodes.values().any(own))
     }
 
-    /// Nodes that this user may be editing: its own, and those of the kinds that the add-on changes without a lock.
+    /// Nodes that this user may have been editing: its own, and those of the kinds that the add-on changes without a lock, whoever
+    /// may have locked them since.
     pub fn may_be_edited_by(&self, user: &str) -> Vec<NodeId> {
         self.nodes
             .iter()
-            .filter(|(_, entry)| {
-                &*entry.owner == user || (entry.is_common() && entry.is_of_unlocked_kind())
-            })
+            .filter(|(_, entry)| &*entry.owner == user || entry.is_of_unlocked_kind())
             .map(|(id, _)| id.clone())
             .collect()
     }

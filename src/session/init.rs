@@ -48,7 +48,7 @@ impl Session {
             return;
         };
         let name = user.name.clone();
-        user.holds.clone_from(&nodes);
+        user.holds = nodes.iter().cloned().collect();
         if let Some(why) = refusal {
             warn!(user = &*name, why, "initialising refused");
             return self.answer_init(now, id, Outbound::InitRejected);
@@ -161,7 +161,7 @@ impl Session {
             user.state = State::Active;
             user.nothing_unread();
             user.debts.clear();
-            user.holds = Vec::new();
+            user.holds = HashSet::new();
             let version = user.version.clone();
             info!(
                 user = &*user.name,

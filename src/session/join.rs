@@ -1,16 +1,16 @@
 //! Joining a running session: one consistent cut, streamed ahead of the client's questions (docs/protocol.md, 3.4).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use tracing::{debug, info};
 
 use crate::logging::seconds;
+use crate::wire::dialect;
 use crate::wire::message::{MESSAGE_OVERHEAD, Node, NodeId, Outbound, Outgoing};
-use crate::wire::{Channel, dialect};
 
-use super::client::State;
-use super::delivery::SOFT_LIMIT;
+use super::client::{RECEIVE_QUEUE, State};
+use super::delivery::{NO_OP, SOFT_LIMIT};
 use super::link::Trace;
 use super::{ClientId, Scene, Session, Time};
 
@@ -18,8 +18,11 @@ use super::{ClientId, Scene, Session, Time};
 const WINDOW: usize = 4 * 1024 * 1024;
 
 /// A client whose connection broke at the end of its join, all nodes sent, tells within this time after it is back
-/// whether it has finished, unless it stands still: it loads what it got.
-const UNDECIDED: Duration = Duration::from_secs(10);
+/// whether it has finished, unless it lacks a node and waits for it, or stands still: it loads what it got.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// The same for a peer that does not tell what has arrived, of which one can never be sure.
+const UNSURE_SILENCE: Duration = Duration::from_secs(10);
 
 /// A client on its way into the session.
 #[derive(Debug)]
@@ -37,11 +40,22 @@ pub struct Join {
     phantom: Option<NodeId>,
     /// Nodes of the cut that have commits which the client must fold itself, after the join.
     unfolded: Vec<NodeId>,
-    /// It has asked for a node, so it has had the catalog.
+    /// It has asked for a node, so it has had the catalog. Before that no node is sent: on another channel it could come before
+    /// the catalog, and a client that has not asked has certainly not finished, should its connection break.
     asked: bool,
-    /// Since when the command connection is back, if the client may have finished while it was gone, and whether
-    /// everything sent before had arrived.
-    undecided: Option<(Time, bool)>,
+    undecided: Option<Undecided>,
+}
+
+/// The connection broke and is back, and the client may have finished meanwhile. If it has, another Snapshot would end its
+/// session.
+#[derive(Debug)]
+struct Undecided {
+    /// Since when nothing has come from it.
+    since: Time,
+    /// It has been sent everything and all of that has arrived, so it finishes by itself.
+    has_all: bool,
+    /// Once so many messages have arrived on its connection it has handled everything that came before.
+    handled_at: Option<u64>,
 }
 
 impl Join {
@@ -155,9 +169,7 @@ impl Session {
             else {
                 return;
             };
-            // On another channel than the catalog nodes could come before it, and would be dropped.
-            let early = channel != Channel::Command && !join.asked;
-            if !room || early || join.in_flight >= WINDOW || join.undecided.is_some() {
+            if !room || !join.asked || join.in_flight >= WINDOW || join.undecided.is_some() {
                 return;
             }
             let message = if join.phantom.take().is_some() {
@@ -181,8 +193,8 @@ impl Session {
             return;
         };
         join.asked = true;
-        if let Some((since, _)) = &mut join.undecided {
-            *since = now;
+        if let Some(undecided) = &mut join.undecided {
+            undecided.since = now;
         }
         let asked = join.unconfirmed.iter().position(|(sent, _)| sent == node);
         // What it asks for may not have been sent yet, and then all that was sent is confirmed.
@@ -213,7 +225,7 @@ impl Session {
         let State::Joining(join) = std::mem::replace(&mut user.state, State::Active) else {
             return;
         };
-        user.holds = Vec::new();
+        user.holds = HashSet::new();
         // Nodes that it claims to be done without.
         for node in &join.unsent {
             user.debts.content(&node.id);
@@ -240,23 +252,23 @@ impl Session {
     pub(super) fn resume_join(&mut self, now: Time, id: ClientId, lost: &[Trace]) {
         let running = matches!(self.scene, Scene::Running);
         let all_arrived = !lost.iter().any(|trace| matches!(trace, Trace::Join));
-        let scene_channel = self
-            .clients
-            .get(&id)
-            .map_or(Channel::Command, |client| client.dialect.scene_channel());
         let Some(user) = self.user_mut(id) else {
             return;
         };
         match &mut user.state {
             // It may not even be in the lobby; it shows when it is.
             State::Joining(join) if join.all_sent() || user.may_not_know => {
-                let doubtful =
-                    !all_arrived || !join.all_sent() || matches!(join.undecided, Some((_, false)));
-                join.undecided = Some((now, !doubtful));
+                let lacked = join
+                    .undecided
+                    .as_ref()
+                    .is_some_and(|before| !before.has_all);
+                join.undecided = Some(Undecided {
+                    since: now,
+                    has_all: all_arrived && join.all_sent() && !lacked,
+                    handled_at: None,
+                });
             }
-            State::Joining(join)
-                if all_arrived && (join.asked || scene_channel == Channel::Command) =>
-            {
+            State::Joining(join) if all_arrived && join.asked => {
                 // Its GETs may be lost.
                 join.unconfirmed.clear();
                 join.in_flight = 0;
@@ -275,14 +287,17 @@ impl Session {
         let Some(user) = self.user_mut(id) else {
             return;
         };
+        user.heard = true;
         if !std::mem::take(&mut user.may_not_know) {
             return;
         }
         match &mut user.state {
             State::Lobby if running => self.start_join(now, id),
+            // It cannot have finished.
+            State::Joining(join) if !join.all_sent() => self.start_join(now, id),
             State::Joining(join) => {
-                if let Some((since, _)) = &mut join.undecided {
-                    *since = now;
+                if let Some(undecided) = &mut join.undecided {
+                    undecided.since = now;
                 }
             }
             _ => {}
@@ -293,7 +308,7 @@ impl Session {
     pub(super) fn shows_it_has_joined(&mut self, now: Time, id: ClientId) {
         if let Some(State::Joining(join)) = self.user_mut(id).map(|user| &user.state)
             && join.undecided.is_some()
-            && join.asked
+            && join.all_sent()
         {
             self.join_done(now, id);
         }
@@ -305,16 +320,50 @@ impl Session {
             return;
         };
         match &user.state {
-            State::Joining(join) => match join.undecided {
-                Some((since, _)) if now.saturating_duration_since(since) <= UNDECIDED => {}
-                // If all has arrived it has finished by itself, and only its DONE was lost.
-                Some((_, true)) if !user.may_not_know => self.join_done(now, id),
-                // If it has not had the answer to its Auth it has given up by now.
-                Some(_) => self.start_join(now, id),
-                None => {}
-            },
+            State::Joining(join) => {
+                let has_all = join.undecided.as_ref().is_some_and(|it| it.has_all);
+                let only_done_was_lost = has_all && !user.may_not_know;
+                match self.will_not_tell(now, id) {
+                    true if only_done_was_lost => self.join_done(now, id),
+                    true => self.start_join(now, id),
+                    false => {}
+                }
+            }
             State::Lobby if user.awaits_first_node && !empty => self.start_join(now, id),
             _ => {}
         }
+    }
+
+    /// Whether a client that may have finished joining has handled all that it was sent, and said nothing. One that stands still
+    /// has not handled it, so its queue is filled: what comes after that arrives only once all before has been read.
+    fn will_not_tell(&mut self, now: Time, id: ClientId) -> bool {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return false;
+        };
+        // While it is away it cannot.
+        let (Some(link), Some(user)) = (client.command.as_ref(), client.user.as_deref_mut()) else {
+            return false;
+        };
+        let (arrived, confirms) = (link.arrived, link.confirms);
+        let State::Joining(join) = &mut user.state else {
+            return false;
+        };
+        let Some(undecided) = &mut join.undecided else {
+            return false;
+        };
+        let silent_for = now.saturating_duration_since(undecided.since);
+        if !confirms {
+            return silent_for > UNSURE_SILENCE;
+        }
+        if let Some(number) = undecided.handled_at {
+            return arrived >= number;
+        }
+        if silent_for > SILENCE {
+            undecided.handled_at = Some(link.sent + RECEIVE_QUEUE as u64 + 1);
+            for _ in 0..=RECEIVE_QUEUE {
+                client.tell(now, &mut self.effects, &NO_OP);
+            }
+        }
+        false
     }
 }

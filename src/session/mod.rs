@@ -329,6 +329,7 @@ impl Session {
         self.tick_reminders(now);
         self.tick_deletes(now);
         self.tick_heals(now);
+        self.tick_lost(now);
         self.graph.tick(now);
         let ids: Vec<ClientId> = self.clients.keys().copied().collect();
         for id in ids {

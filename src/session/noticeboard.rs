@@ -60,6 +60,17 @@ impl Noticeboard {
         self.posted = Some(now);
     }
 
+    /// An id for a line of the server's own. Of two lines with one id clients keep one.
+    fn free_id(&self, from: u128) -> String {
+        let id = |number| format!("server-{number}");
+        let taken = |number: &u128| self.chat.iter().any(|(known, _)| *known == id(*number));
+        let mut number = from;
+        while taken(&number) {
+            number += 1;
+        }
+        id(number)
+    }
+
     /// One more chat line.
     pub fn say(&mut self, id: String, line: Json) -> Record {
         self.chat.push_back((id.clone(), line.clone()));
@@ -172,7 +183,7 @@ impl Session {
     /// The same, to be recorded or not.
     pub(super) fn say(&mut self, at: SystemTime, text: &str) -> Record {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let id = format!("server-{}", since.as_millis());
+        let id = self.noticeboard.free_id(since.as_millis());
         let line = json!({
             "id": id,
             "username": "SERVER",

@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::admin::AdminReply;
 use crate::store::{HandOver, Record, SavedClient, SavedScene, State as SavedState};
-use crate::wire::message::{COMMON, Login, NodeId, UserName};
+use crate::wire::message::{COMMON, Login, UserName};
 use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
@@ -197,6 +197,7 @@ impl Session {
         user.heartbeat.was_there(now);
         // What it published since may have come before it was back itself.
         user.lost_publisher = dialect.scene_channel() == Channel::Data;
+        user.has_lost = true;
         let mut client = Client::new(saved.identity.clone(), dialect);
         client.user = Some(Box::new(user));
         self.identities.insert(saved.identity, id);
@@ -240,16 +241,12 @@ impl Session {
 
     pub(super) fn record(&mut self, record: Record) {
         if let Record::Delete { id, .. } = &record {
-            self.remember_deletion(id);
+            if self.deleted.len() >= DELETIONS {
+                self.deleted.pop_front();
+            }
+            self.deleted.push_back(id.clone());
         }
         self.effects.push_back(Effect::Record(record));
-    }
-
-    fn remember_deletion(&mut self, node: &NodeId) {
-        if self.deleted.len() >= DELETIONS {
-            self.deleted.pop_front();
-        }
-        self.deleted.push_back(node.clone());
     }
 
     /// The scene is another one from now on.

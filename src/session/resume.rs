@@ -1,5 +1,7 @@
 //! What is repaired when a connection has broken and come back under the same identity (docs/protocol.md, 3.9).
 
+use std::time::Duration;
+
 use tracing::info;
 
 use crate::wire::Channel;
@@ -13,6 +15,10 @@ use super::{ClientId, Session, Time};
 
 /// A scene of so many bytes is sent again as a whole where something of it may be missing at a client.
 const SMALL_SCENE: usize = 4 << 20;
+
+/// What a client has to say after its connection broke comes within this time, besides a round trip. A node that it was sent again
+/// before would be older than what it has: a collection would not name a new object, which its add-on then deletes as an orphan.
+const OUTBOX: Duration = Duration::from_millis(500);
 
 impl Session {
     /// A channel of somebody logged in is back after its connection broke: what may be lost is repaired, for this channel alone.
@@ -45,7 +51,7 @@ impl Session {
                 user.presence.owe_table();
                 for trace in &lost {
                     match trace {
-                        Trace::Auth => user.may_not_know = true,
+                        Trace::Auth => user.may_not_know = !user.heard,
                         Trace::Deletion(node) => user.debts.deletion(node),
                         Trace::Owners(right) => {
                             if let Outbound::Right { nodes, .. } = right.message() {
@@ -81,13 +87,20 @@ impl Session {
                 if channel == Channel::Data {
                     user.without_data = None;
                 }
+                let joining = matches!(user.state, State::Joining(_));
+                if joining && scene_channel != channel {
+                    // What the other connection has lost of the scene is not to be forgotten over this one.
+                    return;
+                }
                 let lost = std::mem::take(&mut user.lost_updates);
-                if matches!(user.state, State::Joining(_)) && scene_channel == channel {
+                if joining {
                     return self.resume_join(now, id, &lost);
                 }
                 if !user.is_active() {
                     return;
                 }
+                user.listened_to_until =
+                    now + OUTBOX + user.heartbeat.round_trip().unwrap_or_default();
                 let name = user.name.clone();
                 let mut repair: Vec<NodeId> = lost
                     .iter()

@@ -422,8 +422,13 @@ impl Script {
                     .any(|state| user.state.starts_with(state));
                 state && user.name == *client.name
             });
+            // Somebody else who is in under its name has taken its place while it was away, which it has not heard of yet.
+            let later = self.world.stations.iter().skip(index + 1);
+            let replaced = later
+                .map(|station| &station.client)
+                .any(|other| other.name == client.name && other.is_active());
             // Whoever is not in yet, or cannot come back, has to connect again.
-            if !client.is_active() || !is_in || client.dialect == Dialect::Tcp {
+            if !client.is_active() || !is_in || replaced || client.dialect == Dialect::Tcp {
                 self.unlucky.push(Who(index));
             }
         }
@@ -467,10 +472,12 @@ impl Script {
                 } else {
                     self.world.rng.range(50, 1500)
                 };
-                if channel == COMMAND && back > 4500 {
+                // One that is gone already may be so for too long together.
+                let gone = self.world.stations[who.0].wires[channel].conn.is_none();
+                if channel == COMMAND && (gone || back > 4500) {
                     self.unlucky.push(who);
                 }
-                if channel == TTL && back > 3500 {
+                if channel == TTL && (gone || back > 3500) {
                     self.unlucky.push(who);
                 }
                 let noticed = self.world.rng.range(0, 2500);

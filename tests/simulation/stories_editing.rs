@@ -476,3 +476,43 @@ fn edits_that_were_long_under_way_prove_no_turns_of_a_rendering_client() {
     assert!(!world[bob].graph.contains_key(&id("mesh9")));
     world.assert_converged();
 }
+
+#[test]
+fn a_new_node_that_was_lost_with_its_line_is_registered_anew_once_it_is_named() {
+    let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+    world.does(bob, |bob| {
+        let mesh = bob.create("new-mesh", "Mesh", &[]);
+        bob.create("new", "Object", &[mesh]);
+    });
+    world.cut(bob, DATA, 50, 300);
+    world.run(1_000);
+    world.does(bob, |bob| bob.link(&id("collection"), &id("new")));
+    world.run(8_000);
+    // He would have gone on with a node that nobody else has; without it the add-on registers its datablock under another uuid.
+    assert!(!world[bob].graph.contains_key(&id("new")));
+    world.does(bob, |bob| {
+        bob.create("again", "Object", &[id("new-mesh")]);
+        bob.link(&id("collection"), &id("again"));
+    });
+    world.run(8_000);
+    world.lost_births.clear();
+    world.assert_converged();
+}
+
+#[test]
+fn nodes_that_name_each_other_are_not_taken_for_lost() {
+    let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+    world.cut(bob, DATA, 50, 300);
+    world.run(1_000);
+    world.does(bob, |bob| {
+        bob.add("one", "Object", &[]);
+        bob.add("other", "Object", &[id("one")]);
+        bob.graph.get_mut(&id("one")).unwrap().dependencies = vec![id("other")];
+        bob.send_full(&id("one"));
+    });
+    world.run(2_000);
+    world.does(bob, |bob| bob.send_full(&id("other")));
+    world.run(8_000);
+    assert!(world[bob].graph.contains_key(&id("other")));
+    world.assert_converged();
+}

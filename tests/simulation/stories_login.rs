@@ -7,6 +7,7 @@ use blender_multiuser::password::Secret;
 use blender_multiuser::wire::message::{COMMON, Inbound, Outbound};
 
 use super::client::{Client, State};
+use super::network::Line;
 use super::stories::{auths, furnish, id, keep_log, staff, studio};
 use super::world::{COMMAND, DATA, TTL, Who, World, settings};
 
@@ -588,7 +589,7 @@ fn a_join_whose_connection_breaks_finishes() {
 #[test]
 fn who_stands_still_when_its_join_breaks_is_not_sent_another_scene() {
     for after in (5..120).step_by(5) {
-        for pause in [1_000, 4_000, 8_000] {
+        for pause in [1_000, 4_000, 8_000, 30_000] {
             let (mut world, [_alice]) = studio(["alice"]);
             let bob = world.user("bob");
             world.until("joining", |w| w[bob].state == State::Syncing);
@@ -596,7 +597,7 @@ fn who_stands_still_when_its_join_breaks_is_not_sent_another_scene() {
             // Everything is in his queue, and nobody is told so.
             world.cut(bob, COMMAND, 50, 500);
             world.pause(bob, pause);
-            world.run(25_000);
+            world.run(pause + 60_000);
             assert!(
                 world[bob].is_active(),
                 "cut after {after} ms, still for {pause} ms: {:?}",
@@ -605,6 +606,22 @@ fn who_stands_still_when_its_join_breaks_is_not_sent_another_scene() {
             world.assert_converged();
         }
     }
+}
+
+#[test]
+fn who_has_joined_without_our_knowledge_is_not_sent_another_scene() {
+    let (mut world, [_alice]) = studio(["alice"]);
+    let line = Line {
+        delay: (300, 300),
+        ..Line::default()
+    };
+    let bob = world.arrive_over(Client::new("bob", false), line);
+    world.until_active(&[bob]);
+    // Nothing that he has said while he handled it has arrived.
+    world.cut(bob, COMMAND, 50, 500);
+    world.run(60_000);
+    assert!(world[bob].is_active(), "{:?}", world[bob].ended);
+    world.assert_converged();
 }
 
 #[test]

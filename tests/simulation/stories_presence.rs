@@ -1,5 +1,8 @@
 //! Stories of client states, metadata, chat and tasks (docs/protocol.md, 3.8 and 3.12).
 
+use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
+
 use blender_multiuser::wire::message::{Inbound, Outbound};
 use blender_multiuser::wire::pickle::Value;
 
@@ -146,6 +149,33 @@ fn a_late_joiner_sees_the_chat_of_a_user_who_left() {
         .filter(|(key, _)| &**key == "chat_messages")
         .any(|(_, value)| value.as_str().is_some_and(|text| text.contains("hello m1")));
     assert!(seen);
+}
+
+#[test]
+fn lines_of_the_server_of_one_moment_are_all_read() {
+    let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+    let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let said = ["the disk is full", "nothing is kept", "the disk is well"];
+    for text in said {
+        world.session.announce(at, text);
+    }
+    world.run(300);
+    let pushed = world[bob].metadata_of("bob", "chat_messages").unwrap();
+    let lines: serde_json::Value = serde_json::from_str(pushed.as_str().unwrap()).unwrap();
+    // As the add-on keeps them: by id.
+    let read: BTreeMap<&str, &str> = lines
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| {
+            (
+                line["id"].as_str().unwrap(),
+                line["message"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let read: Vec<&str> = read.into_values().collect();
+    assert_eq!(read, said);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use blender_multiuser::admin::AdminCommand;
 use blender_multiuser::wire::message::{COMMON, Outbound};
 use blender_multiuser::wire::pickle::Value;
 
-use super::client::{Client, State};
+use super::client::{Client, State, fields};
 use super::restarts::Stop;
 use super::stories::{furnish, id, keep_log, staff, studio, updates_of};
 use super::world::{COMMAND, DATA, TTL, World, settings};
@@ -122,9 +122,9 @@ fn after_a_crash_who_is_at_work_does_not_wait_for_the_whole_scene() {
     for n in 0..60 {
         world.does(alice, |alice| {
             let mesh = alice.add(&format!("mesh{n:02}"), "Mesh", &[]);
-            let data = alice.graph.get_mut(&mesh).unwrap().data.as_dict_mut();
+            let data = fields(&mut alice.graph.get_mut(&mesh).unwrap().data);
             let bulk = Value::bytes(vec![n; 100_000]);
-            data.unwrap().insert(Value::str("bulk"), bulk).unwrap();
+            data.insert(Value::str("bulk"), bulk).unwrap();
             alice.send_full(&mesh);
         });
         world.run(100);
@@ -357,5 +357,28 @@ fn a_heartbeat_that_is_back_late_after_a_restart_is_no_closed_port() {
         world.run(8_000);
         assert!(world[bob].is_active(), "{stop:?}: {:?}", world[bob].ended);
         world.assert_converged();
+    }
+}
+
+#[test]
+fn what_a_client_still_has_to_say_is_heard_before_its_nodes_are_sent_again() {
+    for stop in STOPS {
+        let (mut world, [_alice, bob]) = studio(["alice", "bob"]);
+        world.does(bob, |bob| {
+            let mesh = bob.create("new-mesh", "Mesh", &[]);
+            bob.create("new", "Object", &[mesh]);
+        });
+        world.run(100);
+        world.restart(stop, 300);
+        world.does(bob, |bob| bob.link(&id("collection"), &id("new")));
+        // His data connection is the last one to come back, and he purges orphans all the time.
+        world.stations[bob.0].wires[DATA].opens_at = Some(world.now + Duration::from_millis(900));
+        for _ in 0..300 {
+            world.does(bob, |bob| bob.purge());
+            world.run(10);
+        }
+        world.run(5_000);
+        world.assert_converged();
+        assert!(world[bob].graph.contains_key(&id("new")), "{stop:?}");
     }
 }

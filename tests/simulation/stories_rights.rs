@@ -216,3 +216,15 @@ fn locks_of_the_last_user_to_leave_are_freed() {
     assert_eq!(&*world[carol].graph[&id("cube")].owner, COMMON);
     world.assert_converged();
 }
+
+#[test]
+fn an_edit_that_was_lost_is_undone_also_where_somebody_has_locked_the_node_since() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.does(bob, |bob| bob.append(&id("world"), 1));
+    world.cut(bob, DATA, 50, 500);
+    world.does(alice, |alice| alice.lock(&[id("world")]));
+    world.run(2_000);
+    world.does(alice, |alice| alice.unlock(&[id("world")]));
+    world.run(3_000);
+    world.assert_converged();
+}
