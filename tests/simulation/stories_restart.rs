@@ -144,12 +144,18 @@ fn after_a_crash_who_is_at_work_does_not_wait_for_the_whole_scene() {
         alice.append(&id("mesh33"), 7);
         alice.lock(&[id("mesh57")]);
     });
-    world.until("bob has seen it", |world| {
-        updates_of(&world[bob], "mesh33") > 0 && &*world[bob].graph[&id("mesh57")].owner == "alice"
+    world.until("bob has seen the edit", |world| {
+        updates_of(&world[bob], "mesh33") > 0
     });
-    let order = order(&world[bob]);
-    assert_eq!(order[0], "mesh41");
-    assert!(order.len() < 20, "{order:?}");
+    let sent = order(&world[bob]);
+    assert_eq!(sent[0], "mesh41");
+    assert!(sent.len() < 20, "{sent:?}");
+    // Its Node may be news to him, and only then the Right is.
+    world.until("bob has seen the lock", |world| {
+        &*world[bob].graph[&id("mesh57")].owner == "alice"
+    });
+    let sent = order(&world[bob]);
+    assert!(sent.len() < 40, "{sent:?}");
     world.run(60_000);
     world.assert_converged();
 }
