@@ -32,7 +32,7 @@ impl Session {
             debug!(%node, "a Delete of a newborn node is not carried out");
             return self.undo_delete(now, id, &node);
         }
-        if self.is_unsettled(now, entry.born) {
+        if self.resumed_at == Some(entry.born) && self.is_settling(now) {
             self.held_deletes.insert(node, id);
             return;
         }
@@ -50,15 +50,23 @@ impl Session {
     }
 
     /// Right after a restart nobody knows any more which nodes are newborn, and the first that comes is what clients have sent without
-    /// hearing of one another: Deletes of what they take for orphans, and what refers to it, each on a connection of its own.
-    fn is_unsettled(&self, now: Time, born: Time) -> bool {
-        self.resumed_at == Some(born) && now.saturating_duration_since(born) < NEWBORN
+    /// hearing of one another: Deletes of what they take for orphans, and what refers to it, each on a connection of its own. That is
+    /// over when everybody is back and has been listened to.
+    fn is_settling(&self, now: Time) -> bool {
+        let new = self
+            .resumed_at
+            .is_some_and(|at| now.saturating_duration_since(at) < NEWBORN);
+        new && self.clients.values().any(|client| {
+            let user = client.user.as_deref().filter(|user| user.is_active());
+            user.is_some_and(|user| {
+                client.data.is_none() || client.command.is_none() || user.listened_to_until > now
+            })
+        })
     }
 
     /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
     pub(super) fn tick_deletes(&mut self, now: Time) {
-        let unsettled = self.resumed_at.is_some_and(|at| self.is_unsettled(now, at));
-        if unsettled || self.held_deletes.is_empty() {
+        if self.held_deletes.is_empty() || self.is_settling(now) {
             return;
         }
         let mut held = std::mem::take(&mut self.held_deletes);
