@@ -201,7 +201,9 @@ pub struct StoreStatus {
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("{0} is in use by another server; stop that one, or give this one a directory of its own with --data-dir")]
+    #[error(
+        "{0} is in use by another server; stop that one, or give this one a directory of its own with --data-dir"
+    )]
     InUse(PathBuf),
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },

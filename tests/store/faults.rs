@@ -311,11 +311,6 @@ fn what_is_saved_before_another_scene_comes_is_not_overtaken_by_it() {
     let (store, _) = open_on(Arc::new(disk.clone()), data.path(), settings()).unwrap();
     let _ = store.append(scene(3).records("initialised", &"Ada".into()));
     disk.stick("backups");
-    let numbered = |number| {
-        let mut state = state(3);
-        state.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", number);
-        state
-    };
     let mut answers = Vec::new();
     for n in 1..6 {
         let _ = store.append(vec![change("node-00000", n)]);

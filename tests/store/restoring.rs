@@ -5,24 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use blender_multiuser::store::{
-    About, DiskStore, Recovered, Saved, State, Store, export, list, open_on,
-};
+use blender_multiuser::store::{About, DiskStore, Recovered, Saved, Store, export, list, open_on};
 
 use crate::faulty::*;
 use crate::scenes::*;
 
 const FILE: &str = "session_restore.db";
-
-fn number(state: &State) -> i64 {
-    numbers(state)["node-00000"]
-}
-
-fn numbered(number: i64) -> State {
-    let mut state = state(3);
-    state.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", number);
-    state
-}
 
 fn start_on(disk: &FaultyDisk, data: &Path) -> (DiskStore, Recovered) {
     open_on(Arc::new(disk.clone()), data, settings()).unwrap()

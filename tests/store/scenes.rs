@@ -81,3 +81,15 @@ pub fn back_up(store: &DiskStore, state: &State, reason: &str) -> SaveResult {
         .blocking_recv()
         .unwrap()
 }
+
+/// What the first node's number is.
+pub fn number(state: &State) -> i64 {
+    numbers(state)["node-00000"]
+}
+
+/// The scene whose first node has this number.
+pub fn numbered(number: i64) -> State {
+    let mut state = state(3);
+    state.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", number);
+    state
+}

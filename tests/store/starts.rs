@@ -10,17 +10,6 @@ use blender_multiuser::store::{About, Record, Saved, State, Store, export, list,
 use crate::faulty::*;
 use crate::scenes::*;
 
-fn number(state: &State) -> i64 {
-    numbers(state)["node-00000"]
-}
-
-/// The scene whose first node has this number.
-fn numbered(number: i64) -> State {
-    let mut state = state(3);
-    state.scene.as_mut().unwrap().nodes[0].0 = node("node-00000", number);
-    state
-}
-
 fn begin(data: &Path, number: i64) {
     let (store, _) = start(data);
     let scene = numbered(number).scene.unwrap();
