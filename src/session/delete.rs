@@ -1,6 +1,6 @@
 //! Deletes (docs/protocol.md, 3.6). A Delete that is not echoed has not happened, for its sender neither.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tracing::debug;
@@ -33,7 +33,7 @@ impl Session {
             return self.undo_delete(now, id, &node);
         }
         if self.is_unsettled(now, entry.born) {
-            self.held_deletes.insert(node, id);
+            self.held_deletes.insert((node, id));
             return;
         }
         let stale = self.to_be_named_in_vain(id, &node);
@@ -63,7 +63,7 @@ impl Session {
         }
         let mut held = std::mem::take(&mut self.held_deletes);
         loop {
-            let (referred, orphans): (BTreeMap<_, _>, BTreeMap<_, _>) = held
+            let (referred, orphans): (BTreeSet<_>, BTreeSet<_>) = held
                 .into_iter()
                 .partition(|(node, _)| !self.graph.parents(node).is_empty());
             held = referred;
@@ -71,7 +71,10 @@ impl Session {
                 break;
             }
             for (node, id) in orphans {
-                self.delete(now, id, node);
+                // Of several who have asked for it the first one is enough.
+                if self.graph.contains(&node) {
+                    self.delete(now, id, node);
+                }
             }
         }
         for (node, id) in held {

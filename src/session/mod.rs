@@ -2,7 +2,7 @@
 //!
 //! Plain synchronous code without sockets, clock or locks. Events go in through [`Session::handle`], [`Session::tick`] and
 //! [`Session::admin`], always with the time; what is to be done comes out as [`Effect`]s. One task owns it, so every
-//! race of docs/protocol.md, section 9, can be written down as a short test.
+//! race can be written down as a short test.
 //!
 //! | file | what it decides |
 //! | --- | --- |
@@ -234,7 +234,7 @@ pub struct Session {
     /// When this session went on from a saved one.
     resumed_at: Option<Time>,
     /// Deletes that wait, and who has asked for them.
-    held_deletes: BTreeMap<NodeId, ClientId>,
+    held_deletes: BTreeSet<(NodeId, ClientId)>,
     effects: VecDeque<Effect>,
     /// The server is about to end: nobody enters any more.
     stopping: bool,
@@ -266,7 +266,7 @@ impl Session {
             deleted: VecDeque::new(),
             reminders: handover::Reminders::default(),
             resumed_at: None,
-            held_deletes: BTreeMap::new(),
+            held_deletes: BTreeSet::new(),
             effects: VecDeque::new(),
             stopping: false,
             updates: 0,
