@@ -8,7 +8,7 @@ use blender_multiuser::wire::pickle::Value;
 
 use super::client::{Client, State, fields};
 use super::restarts::Stop;
-use super::stories::{furnish, id, keep_log, staff, studio, updates_of};
+use super::stories::{deletes, furnish, id, keep_log, staff, studio, updates_of};
 use super::world::{COMMAND, DATA, TTL, World, settings};
 
 const STOPS: [Stop; 2] = [Stop::Terminate, Stop::Kill];
@@ -387,4 +387,29 @@ fn what_a_client_still_has_to_say_is_heard_before_its_nodes_are_sent_again() {
         world.assert_converged();
         assert!(world[bob].graph.contains_key(&id("new")), "{stop:?}");
     }
+}
+
+#[test]
+fn reminders_of_deletions_do_not_hold_up_locks() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..1_000 {
+        world.does(alice, |alice| {
+            let brief = alice.create(&format!("brief{n}"), "Mesh", &[]);
+            alice.delete(&brief);
+        });
+        world.run(50);
+    }
+    world.run(30_000);
+    keep_log(&mut world, &[bob]);
+    world.restart(Stop::Kill, 300);
+    for (wait, owner) in [(5_000, "alice"), (45_000, COMMON), (120_000, "alice")] {
+        world.run(wait);
+        let began = world.now;
+        world.does(alice, |alice| alice.right(&[id("cube")], owner.into()));
+        world.until("bob has seen it", |world| {
+            &*world[bob].graph[&id("cube")].owner == owner
+        });
+        assert!(world.now - began < Duration::from_secs(3));
+    }
+    assert!(deletes(&world[bob], "brief0") > 0 && deletes(&world[bob], "brief999") > 0);
 }
