@@ -45,6 +45,15 @@ pub(super) struct Reminders {
     told_at: Option<Time>,
 }
 
+impl Reminders {
+    fn still_to_be_told(&self) -> &[NodeId] {
+        match self.due.is_empty() {
+            true => &self.left,
+            false => &self.deleted,
+        }
+    }
+}
+
 impl Session {
     /// Gets everybody ready for the next start. What comes in from now on still counts, but nobody new enters.
     pub(super) fn restart(&mut self, now: Time, at: SystemTime) -> AdminReply {
@@ -88,6 +97,9 @@ impl Session {
                 // What they hold of a node whose edits crossed is healed only now and then, and a fold under way is lost.
                 owed.extend(self.healing.iter().cloned());
                 owed.extend(self.graph.folding().cloned());
+                if user.since <= self.started {
+                    owed.extend(self.reminders.still_to_be_told().iter().cloned());
+                }
                 handover.clients.push(HandedOver {
                     identity: client.identity.clone(),
                     owed: owed.into_iter().collect(),

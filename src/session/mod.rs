@@ -10,7 +10,7 @@
 //! | `link` | one connection, and what may be lost on it |
 //! | `graph` | the nodes, their data, dependencies and owners |
 //! | `login`, `leave` | who may enter, under which name, and how a session ends |
-//! | `handover` | a restart, which only those hear of who cannot wait for it |
+//! | `handover` | a restart, which only those hear of who cannot wait for it; what is told again after a crash |
 //! | `resume` | what is repaired after a connection broke |
 //! | `speech` | how one client is spoken to, by its dialect |
 //! | `versions` | which client versions may work together |

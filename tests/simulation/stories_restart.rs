@@ -413,3 +413,31 @@ fn reminders_of_deletions_do_not_hold_up_locks() {
     }
     assert!(deletes(&world[bob], "brief0") > 0 && deletes(&world[bob], "brief999") > 0);
 }
+
+#[test]
+fn a_stop_right_after_a_crash_forgets_no_deletion() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..60 {
+        world.does(alice, |alice| {
+            alice.create(&format!("mesh{n}"), "Mesh", &[])
+        });
+    }
+    world.run(6_000);
+    world.pause(bob, 3_000);
+    for channel in [COMMAND, DATA, TTL] {
+        world.cut(bob, channel, 0, 2_000);
+    }
+    world.does(alice, |alice| {
+        for n in 0..60 {
+            alice.delete(&id(&format!("mesh{n}")));
+        }
+    });
+    world.run(1_500);
+    world.restart(Stop::Kill, 500);
+    world.run(2_500);
+    world.restart(Stop::Terminate, 500);
+    world.run(20_000);
+    assert!(world[bob].is_active());
+    assert_eq!(world[bob].graph.len(), world.scene().len());
+    world.assert_converged();
+}
