@@ -55,12 +55,19 @@ impl Session {
         self.resumed_at == Some(born) && now.saturating_duration_since(born) < NEWBORN
     }
 
-    /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
     pub(super) fn tick_deletes(&mut self, now: Time) {
-        let unsettled = self.resumed_at.is_some_and(|at| self.is_unsettled(now, at));
-        if unsettled || self.held_deletes.is_empty() {
-            return;
+        if self
+            .resumed_at
+            .is_some_and(|at| !self.is_unsettled(now, at))
+        {
+            self.settle_deletes(now);
         }
+    }
+
+    /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
+    pub(super) fn settle_deletes(&mut self, now: Time) {
+        // None waits from now on.
+        self.resumed_at = None;
         let mut held = std::mem::take(&mut self.held_deletes);
         loop {
             let (referred, orphans): (BTreeSet<_>, BTreeSet<_>) = held

@@ -58,6 +58,7 @@ impl Session {
     /// Gets everybody ready for the next start. What comes in from now on still counts, but nobody new enters.
     pub(super) fn restart(&mut self, now: Time, at: SystemTime) -> AdminReply {
         self.stopping = true;
+        self.settle_deletes(now);
         // Not recorded: to the next run it is no news, and a backup would be made of it alone.
         drop(self.say(at, "server restarting"));
         let (mut waiting, mut told) = (0, 0);

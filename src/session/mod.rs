@@ -231,7 +231,7 @@ pub struct Session {
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
     reminders: handover::Reminders,
-    /// When this session went on from a saved one.
+    /// When this session went on from a saved one, as long as Deletes wait for what else comes after that.
     resumed_at: Option<Time>,
     /// Deletes that wait, and who has asked for them.
     held_deletes: BTreeSet<(NodeId, ClientId)>,

@@ -441,3 +441,23 @@ fn a_stop_right_after_a_crash_forgets_no_deletion() {
     assert_eq!(world[bob].graph.len(), world.scene().len());
     world.assert_converged();
 }
+
+#[test]
+fn a_delete_that_waits_is_not_forgotten_over_another_restart() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.run(6_000);
+    world.restart(Stop::Terminate, 300);
+    world.run(1_500);
+    world.does(alice, |alice| {
+        alice.unlink(&id("collection"), &id("cube"));
+        alice.delete(&id("cube"));
+    });
+    world.run(1_000);
+    assert!(world[alice].graph.contains_key(&id("cube")), "no test");
+    world.restart(Stop::Terminate, 300);
+    world.run(10_000);
+    for who in [alice, bob] {
+        assert!(!world[who].graph.contains_key(&id("cube")));
+    }
+    world.assert_converged();
+}
