@@ -1,6 +1,6 @@
 //! Deletes (docs/protocol.md, 3.6). A Delete that is not echoed has not happened, for its sender neither.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tracing::debug;
@@ -32,8 +32,8 @@ impl Session {
             debug!(%node, "a Delete of a newborn node is not carried out");
             return self.undo_delete(now, id, &node);
         }
-        if self.resumed_at == Some(entry.born) && self.is_settling(now) {
-            self.held_deletes.insert(node, id);
+        if self.resumed_at == Some(entry.born) {
+            self.held_deletes.insert((node, id));
             return;
         }
         let stale = self.to_be_named_in_vain(id, &node);
@@ -64,14 +64,19 @@ impl Session {
         })
     }
 
-    /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
     pub(super) fn tick_deletes(&mut self, now: Time) {
-        if self.held_deletes.is_empty() || self.is_settling(now) {
-            return;
+        if self.resumed_at.is_some() && !self.is_settling(now) {
+            self.settle_deletes(now);
         }
+    }
+
+    /// Carries out the Deletes that have waited, but for those of nodes that something refers to: whoever asked did not know of that.
+    pub(super) fn settle_deletes(&mut self, now: Time) {
+        // None waits from now on.
+        self.resumed_at = None;
         let mut held = std::mem::take(&mut self.held_deletes);
         loop {
-            let (referred, orphans): (BTreeMap<_, _>, BTreeMap<_, _>) = held
+            let (referred, orphans): (BTreeSet<_>, BTreeSet<_>) = held
                 .into_iter()
                 .partition(|(node, _)| !self.graph.parents(node).is_empty());
             held = referred;
@@ -79,7 +84,10 @@ impl Session {
                 break;
             }
             for (node, id) in orphans {
-                self.delete(now, id, node);
+                // Of several who have asked for it the first one is enough.
+                if self.graph.contains(&node) {
+                    self.delete(now, id, node);
+                }
             }
         }
         for (node, id) in held {

@@ -22,25 +22,43 @@ const COME_AGAIN: &str = "the server restarts, please connect again in a moment"
 /// few; each costs it a turn of its main loop (docs/protocol.md, 3.11).
 const UNREAD_AFTER_CRASH: usize = 100;
 
-/// Somebody may have more unread all the same, old Nodes among it, which bring back what is deleted. Those who were there before a
-/// crash are therefore told of the last deletions again, so long after the start.
-const REMINDERS: [Duration; 3] = [
+/// After a crash those who were there are told of the last deletions, of which they may not have heard. Somebody may have more unread
+/// than that, old Nodes among it, which bring back what is deleted; so they are told again, so long after the start.
+const REMINDERS: [Duration; 4] = [
+    Duration::ZERO,
     Duration::from_secs(5),
     Duration::from_secs(15),
     Duration::from_secs(60),
 ];
 
+/// One at a time: each is a command, and a slow client handles 20 in a second. All at once would be before every lock for a minute.
+const REMINDER_EVERY: Duration = Duration::from_millis(100);
+
 /// Deletions from before a crash, and when there will be reminders of them.
 #[derive(Debug, Default)]
 pub(super) struct Reminders {
+    /// Latest last.
     deleted: Vec<NodeId>,
     due: VecDeque<Time>,
+    /// Those of which this round still has to tell, and when it did last.
+    left: Vec<NodeId>,
+    told_at: Option<Time>,
+}
+
+impl Reminders {
+    fn still_to_be_told(&self) -> &[NodeId] {
+        match self.due.is_empty() {
+            true => &self.left,
+            false => &self.deleted,
+        }
+    }
 }
 
 impl Session {
     /// Gets everybody ready for the next start. What comes in from now on still counts, but nobody new enters.
     pub(super) fn restart(&mut self, now: Time, at: SystemTime) -> AdminReply {
         self.stopping = true;
+        self.settle_deletes(now);
         // Not recorded: to the next run it is no news, and a backup would be made of it alone.
         drop(self.say(at, "server restarting"));
         let (mut waiting, mut told) = (0, 0);
@@ -80,6 +98,9 @@ impl Session {
                 // What they hold of a node whose edits crossed is healed only now and then, and a fold under way is lost.
                 owed.extend(self.healing.iter().cloned());
                 owed.extend(self.graph.folding().cloned());
+                if user.since <= self.started {
+                    owed.extend(self.reminders.still_to_be_told().iter().cloned());
+                }
                 handover.clients.push(HandedOver {
                     identity: client.identity.clone(),
                     owed: owed.into_iter().collect(),
@@ -106,6 +127,7 @@ impl Session {
             .into_iter()
             .map(|client| (client.identity.clone(), client))
             .collect();
+        let mut crashed = false;
         for id in self.users() {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
@@ -128,15 +150,19 @@ impl Session {
                     user.expect_unread(now, UNREAD_AFTER_CRASH);
                     // What was changed last is most likely to be missing.
                     let recent = recent.iter().filter(|node| self.graph.contains(node));
-                    for node in recent.chain(self.graph.ids()).chain(&self.deleted) {
+                    for node in recent.chain(self.graph.ids()) {
                         owe(user, &self.graph, node);
                     }
-                    self.reminders = Reminders {
-                        deleted: self.deleted.iter().cloned().collect(),
-                        due: REMINDERS.map(|after| now + after).into(),
-                    };
+                    crashed = true;
                 }
             }
+        }
+        if crashed {
+            self.reminders = Reminders {
+                deleted: self.deleted.iter().cloned().collect(),
+                due: REMINDERS.map(|after| now + after).into(),
+                ..Reminders::default()
+            };
         }
         for (identity, node) in waiting {
             self.wait_again(&identity, &node);
@@ -144,18 +170,26 @@ impl Session {
     }
 
     pub(super) fn tick_reminders(&mut self, now: Time) {
-        if self.reminders.due.front().is_none_or(|due| *due > now) {
+        let reminders = &mut self.reminders;
+        if reminders.left.is_empty() && reminders.due.front().is_some_and(|due| *due <= now) {
+            reminders.due.pop_front();
+            reminders.left.clone_from(&reminders.deleted);
+        }
+        let too_early = |at| now.saturating_duration_since(at) < REMINDER_EVERY;
+        if reminders.told_at.is_some_and(too_early) {
             return;
         }
-        self.reminders.due.pop_front();
+        let Some(node) = reminders.left.pop() else {
+            return;
+        };
+        reminders.told_at = Some(now);
+        if self.graph.contains(&node) {
+            return;
+        }
         for client in self.clients.values_mut() {
             let user = client.user.as_deref_mut();
             if let Some(user) = user.filter(|user| user.since <= self.started && user.is_active()) {
-                for node in &self.reminders.deleted {
-                    if !self.graph.contains(node) {
-                        user.debts.deletion(node);
-                    }
-                }
+                user.debts.deletion(&node);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Plain synchronous code without sockets, clock or locks. Events go in through [`Session::handle`], [`Session::tick`] and
 //! [`Session::admin`], always with the time; what is to be done comes out as [`Effect`]s. One task owns it, so every
-//! race of docs/protocol.md, section 9, can be written down as a short test.
+//! race can be written down as a short test.
 //!
 //! | file | what it decides |
 //! | --- | --- |
@@ -10,7 +10,7 @@
 //! | `link` | one connection, and what may be lost on it |
 //! | `graph` | the nodes, their data, dependencies and owners |
 //! | `login`, `leave` | who may enter, under which name, and how a session ends |
-//! | `handover` | a restart, which only those hear of who cannot wait for it |
+//! | `handover` | a restart, which only those hear of who cannot wait for it; what is told again after a crash |
 //! | `resume` | what is repaired after a connection broke |
 //! | `speech` | how one client is spoken to, by its dialect |
 //! | `versions` | which client versions may work together |
@@ -231,10 +231,10 @@ pub struct Session {
     /// The last nodes that were deleted, for clients that a restart keeps from hearing of it.
     deleted: VecDeque<NodeId>,
     reminders: handover::Reminders,
-    /// When this session went on from a saved one.
+    /// When this session went on from a saved one, as long as Deletes wait for what else comes after that.
     resumed_at: Option<Time>,
     /// Deletes that wait, and who has asked for them.
-    held_deletes: BTreeMap<NodeId, ClientId>,
+    held_deletes: BTreeSet<(NodeId, ClientId)>,
     effects: VecDeque<Effect>,
     /// The server is about to end: nobody enters any more.
     stopping: bool,
@@ -266,7 +266,7 @@ impl Session {
             deleted: VecDeque::new(),
             reminders: handover::Reminders::default(),
             resumed_at: None,
-            held_deletes: BTreeMap::new(),
+            held_deletes: BTreeSet::new(),
             effects: VecDeque::new(),
             stopping: false,
             updates: 0,

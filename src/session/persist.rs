@@ -10,6 +10,7 @@ use crate::wire::message::{COMMON, Login, UserName};
 use crate::wire::{Channel, Dialect};
 
 use super::client::{Client, HeldLogin, State, User};
+use super::handover::Reminders;
 use super::{ClientId, Effect, Scene, Session, Settings, Time};
 
 /// So many deletions are told again after a restart. Only those of its last moment can be news to anybody.
@@ -87,9 +88,7 @@ impl Session {
                 told += 1;
             }
         }
-        self.graph.clear();
-        self.healing.clear();
-        self.deleted.clear();
+        self.forget_scene();
         for (mut node, commits) in scene.nodes {
             node.owner = COMMON.into();
             self.graph.restore(now, node, commits);
@@ -144,8 +143,7 @@ impl Session {
             );
         }
         self.version = None;
-        self.graph.clear();
-        self.healing.clear();
+        self.forget_scene();
         self.record(Record::SceneDropped {
             reason: "new".into(),
         });
@@ -153,6 +151,16 @@ impl Session {
             "the scene is dropped (users told: {}); whoever has the admin password can press Init",
             users.len()
         ))
+    }
+
+    /// Nobody is there any more who knows it.
+    fn forget_scene(&mut self) {
+        self.graph.clear();
+        self.healing.clear();
+        self.deleted.clear();
+        self.held_deletes.clear();
+        self.early_rights.clear();
+        self.reminders = Reminders::default();
     }
 
     pub(super) fn unpin(&mut self) -> AdminReply {

@@ -1,6 +1,5 @@
 //! The start: what there was, from whatever is left of it.
 
-use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -9,13 +8,12 @@ use std::sync::Arc;
 use tracing::info;
 
 use crate::platform;
-use crate::wire::message::NodeId;
 
 use super::backup::{self, BackupInfo};
 use super::checkpoint::Checkpoint;
 use super::disk::{Disk, free_path};
 use super::journal::{Position, Writer, segment_path, segments};
-use super::record::{Entry, HandOver};
+use super::record::{Entry, HandOver, Record};
 use super::replay::{self, Reach};
 use super::session_file::{self, About, SessionFile};
 use super::state::{Fold, State};
@@ -402,17 +400,12 @@ impl Recovery<'_> {
             return None;
         }
         self.put_aside(&taking, "restored");
-        let mut state = State {
+        let state = State {
             scene: new.scene,
+            deleted: Vec::new(),
+            recent: Vec::new(),
             ..before.state.clone()
         };
-        // Those who come back hold what is gone now.
-        let ids = |state: &State| -> HashSet<NodeId> {
-            let nodes = state.scene.iter().flat_map(|scene| &scene.nodes);
-            nodes.map(|(node, _)| node.id.clone()).collect()
-        };
-        let gone = &ids(&before.state) - &ids(&state);
-        state.deleted.extend(gone);
         Some((state, path.display().to_string()))
     }
 
@@ -443,7 +436,8 @@ impl Recovery<'_> {
         None
     }
 
-    /// Backs up what was there, and puts a file's scene, and what was said in it, into the journal.
+    /// Backs up what was there, and puts a file's scene, and what was said in it, into the journal. Whoever has the scene of before is not
+    /// to go on with this one, also if the next start is the first that anybody comes back to.
     fn take(
         &mut self,
         before: &State,
@@ -467,9 +461,12 @@ impl Recovery<'_> {
             self.notes
                 .push(format!("what was there is saved as {}", info.name()));
         }
-        let entries: Vec<_> = file
-            .records(reason, &"server".into())
-            .into_iter()
+        let left = before.clients.iter().map(|client| Record::Left {
+            identity: client.identity.clone(),
+            reason: "another scene".into(),
+        });
+        let entries: Vec<_> = left
+            .chain(file.records(reason, &"server".into()))
             .map(|record| Entry {
                 at: now_ms(),
                 record,

@@ -1,4 +1,4 @@
-//! Session files: the `.db` that the add-on saves and loads (docs/protocol.md, section 7).
+//! Session files: the `.db` that the add-on saves and loads.
 //!
 //! gzip of `pickle({"nodes": [[chunks of a Node message]…], "users": {}, "server": {…}})`. The add-on ignores `server`. It ends with a
 //! SHA-256 over all of the pickle before it, so a file is verified in one pass and little memory. What `list` shows also stands in

@@ -188,20 +188,18 @@ impl Fold {
                 });
             }
             Record::SceneComplete => {
-                if let Some(mut next) = self.next.take() {
-                    // Nobody was told by a record that these have gone.
-                    let before = self.scene.take().map(|scene| scene.nodes);
-                    for id in before.unwrap_or_default().into_keys() {
-                        if !next.nodes.contains_key(&id) {
-                            next.deleted.insert(id, 0);
-                        }
-                    }
+                if let Some(next) = self.next.take() {
                     self.scene = Some(next);
+                    // Nobody who is there knows the scene of before.
+                    self.deleted.clear();
+                    self.recent.clear();
                 }
             }
             Record::SceneDropped { .. } => {
                 self.scene = None;
                 self.next = None;
+                self.deleted.clear();
+                self.recent.clear();
             }
             Record::Chat { id, line } => {
                 put(&mut self.chat, id, line);

@@ -1,6 +1,7 @@
 //! Stories of clients that do not speak the dealer dialect (docs/protocol.md, sections 6 and 8).
 
 use super::client::{Client, State};
+use super::restarts::Stop;
 use super::stories::{furnish, id};
 use super::world::{COMMAND, DATA, PUBLISH, TTL, Who, World, settings};
 
@@ -162,5 +163,38 @@ fn who_deletes_what_it_is_about_to_be_told_of_is_told_again() {
     world.does(alice, |alice| alice.delete(&id("mesh")));
     world.run(6_000);
     assert!(!world[bob].graph.contains_key(&id("mesh")));
+    world.assert_converged();
+}
+
+#[test]
+fn who_has_deleted_something_after_a_crash_reads_of_nothing_that_names_it() {
+    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
+    world.run(6_000);
+    world.restart(Stop::Kill, 300);
+    world.run(1_500);
+    assert!(world[alice].is_active() && world[bob].is_active());
+    // Her Delete is there before the collection without it, and bob knows of neither.
+    world.does(alice, |alice| alice.delete(&id("cube")));
+    world.run(200);
+    world.does(bob, |bob| bob.append(&id("collection"), 1));
+    world.run(10_000);
+    assert!(world[alice].is_active() && world[bob].is_active());
+    assert!(world[alice].graph.contains_key(&id("cube")));
+    world.assert_converged();
+}
+
+#[test]
+fn whoever_has_deleted_what_is_in_use_after_a_crash_gets_it_back() {
+    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
+    world.run(6_000);
+    world.restart(Stop::Kill, 300);
+    world.run(1_500);
+    for who in [alice, bob] {
+        world.does(who, |client| client.delete(&id("cube-mesh")));
+    }
+    world.run(10_000);
+    for who in [alice, bob] {
+        assert!(world[who].graph.contains_key(&id("cube-mesh")));
+    }
     world.assert_converged();
 }

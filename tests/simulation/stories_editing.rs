@@ -1,4 +1,4 @@
-//! Stories of editing and deleting (docs/protocol.md, 3.5, 3.6, 3.11 and section 9).
+//! Stories of editing and deleting (docs/protocol.md, 3.5, 3.6, 3.11).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Stories of peers that go to the limits (docs/protocol.md, section 9).
+//! Stories of peers that go to the limits.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Stories of entering, leaving and coming back (docs/protocol.md, 3.1, 3.2, 3.9, 3.10 and section 9).
+//! Stories of entering, leaving and coming back (docs/protocol.md, 3.1, 3.2, 3.9, 3.10).
 
 use std::time::Duration;
 

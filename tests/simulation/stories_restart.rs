@@ -8,7 +8,7 @@ use blender_multiuser::wire::pickle::Value;
 
 use super::client::{Client, State, fields};
 use super::restarts::Stop;
-use super::stories::{furnish, id, keep_log, staff, studio, updates_of};
+use super::stories::{deletes, furnish, id, keep_log, staff, studio, updates_of};
 use super::world::{COMMAND, DATA, TTL, World, settings};
 
 const STOPS: [Stop; 2] = [Stop::Terminate, Stop::Kill];
@@ -387,4 +387,77 @@ fn what_a_client_still_has_to_say_is_heard_before_its_nodes_are_sent_again() {
         world.assert_converged();
         assert!(world[bob].graph.contains_key(&id("new")), "{stop:?}");
     }
+}
+
+#[test]
+fn reminders_of_deletions_do_not_hold_up_locks() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..1_000 {
+        world.does(alice, |alice| {
+            let brief = alice.create(&format!("brief{n}"), "Mesh", &[]);
+            alice.delete(&brief);
+        });
+        world.run(50);
+    }
+    world.run(30_000);
+    keep_log(&mut world, &[bob]);
+    world.restart(Stop::Kill, 300);
+    for (wait, owner) in [(5_000, "alice"), (45_000, COMMON), (120_000, "alice")] {
+        world.run(wait);
+        let began = world.now;
+        world.does(alice, |alice| alice.right(&[id("cube")], owner.into()));
+        world.until("bob has seen it", |world| {
+            &*world[bob].graph[&id("cube")].owner == owner
+        });
+        assert!(world.now - began < Duration::from_secs(3));
+    }
+    assert!(deletes(&world[bob], "brief0") > 0 && deletes(&world[bob], "brief999") > 0);
+}
+
+#[test]
+fn a_stop_right_after_a_crash_forgets_no_deletion() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    for n in 0..60 {
+        world.does(alice, |alice| {
+            alice.create(&format!("mesh{n}"), "Mesh", &[])
+        });
+    }
+    world.run(6_000);
+    world.pause(bob, 3_000);
+    for channel in [COMMAND, DATA, TTL] {
+        world.cut(bob, channel, 0, 2_000);
+    }
+    world.does(alice, |alice| {
+        for n in 0..60 {
+            alice.delete(&id(&format!("mesh{n}")));
+        }
+    });
+    world.run(1_500);
+    world.restart(Stop::Kill, 500);
+    world.run(2_500);
+    world.restart(Stop::Terminate, 500);
+    world.run(20_000);
+    assert!(world[bob].is_active());
+    assert_eq!(world[bob].graph.len(), world.scene().len());
+    world.assert_converged();
+}
+
+#[test]
+fn a_delete_that_waits_is_not_forgotten_over_another_restart() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    world.run(6_000);
+    world.restart(Stop::Terminate, 300);
+    world.run(1_500);
+    world.does(alice, |alice| {
+        alice.unlink(&id("collection"), &id("cube"));
+        alice.delete(&id("cube"));
+    });
+    world.run(1_000);
+    assert!(world[alice].graph.contains_key(&id("cube")), "no test");
+    world.restart(Stop::Terminate, 300);
+    world.run(10_000);
+    for who in [alice, bob] {
+        assert!(!world[who].graph.contains_key(&id("cube")));
+    }
+    world.assert_converged();
 }

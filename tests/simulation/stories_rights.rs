@@ -1,4 +1,4 @@
-//! Stories of locks (docs/protocol.md, 3.7 and section 9).
+//! Stories of locks (docs/protocol.md, 3.7).
 
 use blender_multiuser::wire::message::{COMMON, Inbound, Outbound};
 

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use blender_multiuser::store::{About, DiskStore, Recovered, Saved, Store, export, list, open_on};
+use blender_multiuser::store::{
+    About, DiskStore, Record, Recovered, Saved, SavedClient, Store, export, list, open_on,
+};
+use bytes::Bytes;
 
 use crate::faulty::*;
 use crate::scenes::*;
@@ -130,4 +133,30 @@ fn what_was_restored_is_backed_up_like_any_change() {
         list(data.path()).pop().unwrap().about.unwrap().reason,
         "auto-save"
     );
+}
+
+#[test]
+fn who_has_the_scene_of_before_does_not_go_on_with_the_restored_one() {
+    let data = with_file(true);
+    let (store, _) = start(data.path());
+    let ada = SavedClient {
+        identity: Bytes::from_static(b"ada"),
+        name: "Ada".into(),
+        admin: false,
+        version: "0.9.10".into(),
+        dialect: "dealer".into(),
+    };
+    let _ = store.append(vec![Record::Login(ada.clone())]);
+    drop(store);
+    export(&data.path().join(FILE), &numbered(60), &About::default()).unwrap();
+    let (store, recovered) = start(data.path());
+    assert_eq!(number(&recovered.state), 60);
+    assert!(recovered.replaced);
+    assert_eq!(recovered.state.clients, [ada]);
+    drop(store);
+    // That start ended before it had told her, as where its port is taken.
+    let (_store, recovered) = start(data.path());
+    assert_eq!(number(&recovered.state), 60);
+    assert!(!recovered.replaced);
+    assert_eq!(recovered.state.clients, []);
 }
