@@ -31,6 +31,18 @@ fn studio<const N: usize>(members: [(&str, &str); N]) -> (World, [Who; N]) {
 
 const FOUR_SOCKET: [(&str, &str); 2] = [("alice", "0.1.13"), ("bob", "0.1.13")];
 
+/// Two and a third who does not come back from a crash: until he is given up, Deletes wait.
+fn studio_after_a_crash() -> (World, [Who; 2]) {
+    let (mut world, [alice, bob, gone]) =
+        studio([FOUR_SOCKET[0], FOUR_SOCKET[1], ("gone", "0.1.13")]);
+    world.run(6_000);
+    world.lose(gone);
+    world.restart(Stop::Kill, 300);
+    world.run(1_500);
+    assert!(world[alice].is_active() && world[bob].is_active());
+    (world, [alice, bob])
+}
+
 #[test]
 fn a_publication_that_is_lost_is_made_good() {
     // Whether the server notices the break before the publisher is back, or only afterwards.
@@ -168,11 +180,7 @@ fn who_deletes_what_it_is_about_to_be_told_of_is_told_again() {
 
 #[test]
 fn who_has_deleted_something_after_a_crash_reads_of_nothing_that_names_it() {
-    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
-    world.run(6_000);
-    world.restart(Stop::Kill, 300);
-    world.run(1_500);
-    assert!(world[alice].is_active() && world[bob].is_active());
+    let (mut world, [alice, bob]) = studio_after_a_crash();
     // Her Delete is there before the collection without it, and bob knows of neither.
     world.does(alice, |alice| alice.delete(&id("cube")));
     world.run(200);
@@ -185,10 +193,7 @@ fn who_has_deleted_something_after_a_crash_reads_of_nothing_that_names_it() {
 
 #[test]
 fn whoever_has_deleted_what_is_in_use_after_a_crash_gets_it_back() {
-    let (mut world, [alice, bob]) = studio(FOUR_SOCKET);
-    world.run(6_000);
-    world.restart(Stop::Kill, 300);
-    world.run(1_500);
+    let (mut world, [alice, bob]) = studio_after_a_crash();
     for who in [alice, bob] {
         world.does(who, |client| client.delete(&id("cube-mesh")));
     }

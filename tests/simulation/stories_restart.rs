@@ -444,8 +444,10 @@ fn a_stop_right_after_a_crash_forgets_no_deletion() {
 
 #[test]
 fn a_delete_that_waits_is_not_forgotten_over_another_restart() {
-    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    let (mut world, [alice, bob, gone]) = studio(["alice", "bob", "gone"]);
     world.run(6_000);
+    // Until he is given up, Deletes wait.
+    world.lose(gone);
     world.restart(Stop::Terminate, 300);
     world.run(1_500);
     world.does(alice, |alice| {
