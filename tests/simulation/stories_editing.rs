@@ -150,6 +150,38 @@ fn a_dependency_that_has_gone_is_not_named() {
 }
 
 #[test]
+fn what_two_have_linked_at_once_is_depended_on() {
+    let (mut world, [alice, bob, carol]) = studio(["alice", "bob", "carol"]);
+    let collection = id("collection");
+    for (who, object) in [(alice, "hers"), (bob, "his")] {
+        world.does(who, |client| {
+            let object = client.create(object, "Object", &[]);
+            let held = client.graph.get_mut(&collection).unwrap();
+            held.dependencies.push(object.clone());
+            client.change(&collection, &Change::Child(object));
+        });
+    }
+    // Neither of the two could name both. Who loads the collection before them does so without them.
+    world.run(200);
+    for object in ["hers", "his"] {
+        assert!(
+            world[carol].graph[&collection]
+                .dependencies
+                .contains(&id(object))
+        );
+    }
+    world.run(1_500);
+    // Who takes one out after that is believed.
+    world.does(alice, |alice| alice.unlink(&collection, &id("his")));
+    world.run(1_000);
+    assert_eq!(
+        world[carol].graph[&collection].dependencies,
+        [id("cube"), id("hers")]
+    );
+    world.assert_converged();
+}
+
+#[test]
 fn parents_come_again_with_a_dependency_that_appears_late() {
     let (mut world, [alice, bob]) = studio(["alice", "bob"]);
     world.does(alice, |alice| {
