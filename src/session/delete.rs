@@ -28,7 +28,8 @@ impl Session {
             return self.undo_delete(now, id, &node);
         }
         let young = now.saturating_duration_since(entry.born) < NEWBORN && entry.creator.is_some();
-        if young && (entry.creator != Some(id) || self.is_healing(now)) {
+        let unaware = || self.is_healing(now) || self.has_yet_to_read_of(id, &node);
+        if young && (entry.creator != Some(id) || unaware()) {
             debug!(%node, "a Delete of a newborn node is not carried out");
             return self.undo_delete(now, id, &node);
         }
@@ -47,6 +48,14 @@ impl Session {
         for parent in stale {
             self.answer_with_node(now, id, &parent);
         }
+    }
+
+    /// Whether something refers to the node that this client may not have read yet as it is: a collection that was sent before its own
+    /// Commit of it had come does not name its new object.
+    fn has_yet_to_read_of(&self, id: ClientId, node: &NodeId) -> bool {
+        let user = self.clients.get(&id).and_then(|c| c.user.as_deref());
+        let behind = |parent: &NodeId| user.is_some_and(|user| user.is_behind_on(parent));
+        self.graph.parents(node).iter().any(behind)
     }
 
     /// Right after a restart nobody knows any more which nodes are newborn, and the first that comes is what clients have sent without

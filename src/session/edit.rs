@@ -149,6 +149,9 @@ impl Session {
         }
         let node = commit.id.clone();
         self.note_unknown(now, author, &commit.dependencies);
+        if let Some(entry) = self.graph.get(&node) {
+            commit.dependencies.clone_from(&entry.dependencies);
+        }
         self.record(Record::commit(&commit, self.author(author)));
         let in_full = self.should_go_in_full(now, author, &commit);
         commit.dependencies = self.graph.existing(&commit.dependencies);

@@ -18,6 +18,8 @@ pub enum Change {
     Append(i64),
     /// A member of the set `tags`; deepdiff raises where there is no such set.
     Tag(i64),
+    /// One more uuid in the list `children`, as the add-on tells it of lists whose order does not matter.
+    Child(NodeId),
     /// As `Append`, in a form that this server does not fold and clients do.
     AppendUnsupported(i64),
     /// As `Set`, as deepdiff 5.7.0 pickles it.
@@ -42,11 +44,12 @@ fn unsupported() -> Value {
 
 /// The bytes of a delta that makes this change of `data`.
 pub fn raw(data: &Value, change: &Change) -> Bytes {
-    let log_end = || {
-        data.get("log")
+    let end_of = |list| {
+        data.get(list)
             .and_then(Value::as_list)
             .map_or(0, <[_]>::len)
     };
+    let log_end = || end_of("log");
     let value = match change {
         Change::Set(key, value) if data.get(key).is_some() => action(
             "values_changed",
@@ -65,6 +68,16 @@ pub fn raw(data: &Value, change: &Change) -> Bytes {
             path("tags"),
             Value::set([Value::Int(*x)]).unwrap(),
         ),
+        Change::Child(child) => {
+            let mut at = Dict::new();
+            let index = Value::Int(end_of("children") as i64);
+            at.insert(index, Value::str(child.as_str())).unwrap();
+            action(
+                "iterable_items_added_at_indexes",
+                path("children"),
+                Value::from(at),
+            )
+        }
         Change::AppendUnsupported(x) => Value::dict([
             (
                 "iterable_item_added",

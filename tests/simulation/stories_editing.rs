@@ -149,6 +149,40 @@ fn a_dependency_that_has_gone_is_not_named() {
     world.assert_converged();
 }
 
+/// Adds an object to a collection as the add-on does.
+fn put_in(client: &mut Client, collection: &NodeId, object: &str) {
+    let object = client.create(object, "Object", &[]);
+    let held = client.graph.get_mut(collection).unwrap();
+    held.dependencies.push(object.clone());
+    client.change(collection, &Change::Child(object));
+}
+
+#[test]
+fn what_two_have_linked_at_once_is_depended_on() {
+    let (mut world, [alice, bob, carol]) = studio(["alice", "bob", "carol"]);
+    let collection = id("collection");
+    world.does(alice, |alice| put_in(alice, &collection, "hers"));
+    world.does(bob, |bob| put_in(bob, &collection, "his"));
+    // Neither of the two could name both. Who loads the collection before them does so without them.
+    world.run(200);
+    for object in ["hers", "his"] {
+        assert!(
+            world[carol].graph[&collection]
+                .dependencies
+                .contains(&id(object))
+        );
+    }
+    world.run(1_500);
+    // Who takes one out after that is believed.
+    world.does(alice, |alice| alice.unlink(&collection, &id("his")));
+    world.run(1_000);
+    assert_eq!(
+        world[carol].graph[&collection].dependencies,
+        [id("cube"), id("hers")]
+    );
+    world.assert_converged();
+}
+
 #[test]
 fn parents_come_again_with_a_dependency_that_appears_late() {
     let (mut world, [alice, bob]) = studio(["alice", "bob"]);
@@ -182,6 +216,29 @@ fn a_purge_of_somebodys_newborn_is_not_echoed() {
     world.does(bob, |bob| bob.purge());
     world.run(300);
     assert!(!world[alice].graph.contains_key(&mesh));
+    world.assert_converged();
+}
+
+#[test]
+fn its_creator_may_not_delete_a_newborn_before_it_has_read_what_names_it() {
+    let (mut world, [alice, bob]) = studio(["alice", "bob"]);
+    let collection = id("collection");
+    world.pause(alice, 6_000);
+    world.does(bob, |bob| bob.append(&collection, 1));
+    world.run(100);
+    world.does(alice, |alice| put_in(alice, &collection, "hers"));
+    // Nothing is healed any more, but her Blender has read none of it: there it may be an orphan.
+    world.run(3_500);
+    world.does(alice, |alice| alice.delete(&id("hers")));
+    world.run(500);
+    assert!(world[bob].graph.contains_key(&id("hers")));
+    world.run(5_000);
+    world.does(alice, |alice| {
+        alice.unlink(&collection, &id("hers"));
+        alice.delete(&id("hers"));
+    });
+    world.run(1_000);
+    assert!(!world[bob].graph.contains_key(&id("hers")));
     world.assert_converged();
 }
 

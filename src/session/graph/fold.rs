@@ -1,6 +1,6 @@
 //! Folding commits into nodes (docs/protocol.md, section 5).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::wire::delta::{Delta, DeltaError, Fragility};
@@ -20,6 +20,9 @@ const KEPT_COMMITS: usize = 1_000;
 
 const KEPT_BYTES: usize = 64 * 1024 * 1024;
 
+/// In so many values of a node's data it is looked for what the node depends on, which takes about a millisecond.
+const NAMES_SOUGHT: usize = 200_000;
+
 /// What came of folding a commit.
 pub enum FoldOutcome {
     Folded,
@@ -35,7 +38,8 @@ pub enum FoldOutcome {
 }
 
 impl Graph {
-    /// Folds a commit into its node, here if that is cheap. Dependencies are taken over with the data.
+    /// Folds a commit into its node, here if that is cheap. Dependencies are taken over with the data; see also
+    /// [`Entry::dependencies_after`].
     pub fn fold(&mut self, now: Time, author: ClientId, commit: &Commit) -> FoldOutcome {
         let Some(entry) = self.nodes.get_mut(&commit.id) else {
             return FoldOutcome::Refused("the node does not exist".into());
@@ -96,11 +100,12 @@ impl Graph {
                 {
                     entry.kind = Some(kind.into());
                 }
+                let dependencies = entry.dependencies_after(commit, &value);
                 entry.body.value = Some(value);
                 entry.body.stale = true;
                 entry.changed = now;
                 self.decoded.insert(commit.id.clone());
-                self.depend(&commit.id, commit.dependencies.clone());
+                self.depend(&commit.id, dependencies);
                 FoldOutcome::Folded
             }
             Err(DeltaError::Raises(why)) => FoldOutcome::Refused(why),
@@ -152,7 +157,49 @@ fn is_full<'a>(commits: impl Iterator<Item = &'a Commit>) -> bool {
     count >= KEPT_COMMITS || bytes >= KEPT_BYTES
 }
 
+/// Which of these uuids occur somewhere in the data; none if that takes too long to find out.
+fn named_in(data: &Value, uuids: &[NodeId]) -> Vec<NodeId> {
+    let mut unseen: HashMap<&str, &NodeId> =
+        uuids.iter().map(|uuid| (uuid.as_str(), uuid)).collect();
+    let mut named = Vec::new();
+    let (mut stack, mut work) = (vec![data], 0);
+    while let Some(value) = stack.pop()
+        && !unseen.is_empty()
+    {
+        work += match value {
+            Value::Tuple(items) | Value::List(items) => items.len(),
+            Value::Dict(items) => items.len(),
+            Value::Set(items) | Value::FrozenSet(items) => items.len(),
+            _ => 0,
+        };
+        if work > NAMES_SOUGHT {
+            return Vec::new();
+        }
+        match value {
+            Value::Tuple(items) | Value::List(items) => stack.extend(items.iter()),
+            Value::Dict(items) => stack.extend(items.iter().map(|(_, item)| item)),
+            Value::Set(items) | Value::FrozenSet(items) => stack.extend(items.keys()),
+            _ => named.extend(value.as_str().and_then(|text| unseen.remove(text)).cloned()),
+        }
+    }
+    named
+}
+
 impl Entry {
+    /// What the node depends on with this commit, whose author tells all that it knows of. What somebody else has added meanwhile
+    /// is not among that, but the folded data names it, and clients that are not told of it may load the node first, without what
+    /// it names, and then take that for removed.
+    fn dependencies_after(&self, commit: &Commit, folded: &Value) -> Vec<NodeId> {
+        let mut dependencies = commit.dependencies.clone();
+        let told: HashSet<&NodeId> = commit.dependencies.iter().collect();
+        let mut untold = self.dependencies.clone();
+        untold.retain(|dependency| !told.contains(dependency));
+        if !untold.is_empty() {
+            dependencies.extend(named_in(folded, &untold));
+        }
+        dependencies
+    }
+
     pub(super) fn keep(&mut self, now: Time, commit: &Commit) {
         self.body.encode();
         self.body.value = None;
