@@ -166,21 +166,12 @@ fn named_in(data: &Value, uuids: &[NodeId]) -> Vec<NodeId> {
     while let Some(value) = stack.pop()
         && !unseen.is_empty()
     {
-        work += match value {
-            Value::Tuple(items) | Value::List(items) => items.len(),
-            Value::Dict(items) => items.len(),
-            Value::Set(items) | Value::FrozenSet(items) => items.len(),
-            _ => 0,
-        };
-        if work > NAMES_SOUGHT {
+        work += 1;
+        stack.extend(value.children().take(NAMES_SOUGHT));
+        if work + stack.len() > NAMES_SOUGHT {
             return Vec::new();
         }
-        match value {
-            Value::Tuple(items) | Value::List(items) => stack.extend(items.iter()),
-            Value::Dict(items) => stack.extend(items.iter().map(|(_, item)| item)),
-            Value::Set(items) | Value::FrozenSet(items) => stack.extend(items.keys()),
-            _ => named.extend(value.as_str().and_then(|text| unseen.remove(text)).cloned()),
-        }
+        named.extend(value.as_str().and_then(|text| unseen.remove(text)).cloned());
     }
     named
 }
