@@ -66,12 +66,12 @@ fn autosave_writes_what_changed_and_keeps_a_few() {
     let Some(server) = Server::start_with(&["--save-interval", "1", "--max-backups", "3"]) else {
         return;
     };
-    assert!(
+    wait_until("a word about saves", || {
         server
             .log
             .find("Auto-save enabled (interval: 1s)")
             .is_some()
-    );
+    });
     let alice = server.host("Alice", &["Cube"]);
     let bob = server.join("Bob");
     let saved = |reason: &str| format!("Session saved to disk (reason: {reason})");

@@ -385,7 +385,8 @@ class Driver:
             session.change_owner(self.node(ref).uuid, RP_COMMON, affect_dependencies=dependencies)
 
     def do_select(self, refs):
-        chosen = {self.node(ref).uuid for ref in refs}
+        # "" is an object that the add-on has not registered yet: this library never hears of it.
+        chosen = {self.node(ref).uuid for ref in refs if ref}
         for key in self.selection - chosen:
             if key in self.nodes():
                 session.change_owner(key, RP_COMMON)
