@@ -101,13 +101,8 @@ pub fn read_file(path: &Path) -> Result<SavedScene> {
 fn find(data_dir: &Path, name: &str) -> Result<PathBuf> {
     let backups = list(data_dir)?;
     if name == LATEST {
-        // Names of ours only rise; another name says nothing about a file's age.
-        let (ours, others): (Vec<_>, Vec<_>) = backups
-            .iter()
-            .rev()
-            .partition(|backup| backup.name().starts_with("session_"));
-        let good = |backup: &&&BackupInfo| store::verify(&backup.path) != Verified::No;
-        return match ours.iter().chain(&others).find(good) {
+        let good = |backup: &&BackupInfo| store::verify(&backup.path) != Verified::No;
+        return match backups.iter().rev().find(good) {
             Some(backup) => Ok(backup.path.clone()),
             None if backups.is_empty() => bail!("{}", none_in(data_dir)),
             None => bail!("none of the backups is whole; `backups` shows them"),

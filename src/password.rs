@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 use crate::platform;
+use crate::store::StoreError;
 
 /// A password. Neither `Debug` nor `Display` shows it.
 #[derive(Clone)]
@@ -140,10 +141,11 @@ pub fn from_file(path: &Path) -> Result<Secret> {
 
 fn unwritable(config: &Config, path: &Path, error: io::Error) -> anyhow::Error {
     match platform::cure(&config.data_dir, &error) {
-        Some(cure) => anyhow::anyhow!(
-            "cannot write to the data directory {}: {error}: {cure}",
-            config.data_dir.display()
-        ),
+        Some(cure) => anyhow::Error::new(StoreError::Denied {
+            path: config.data_dir.clone(),
+            error,
+            cure,
+        }),
         None => anyhow::Error::new(error).context(format!(
             "cannot keep the admin password in {}; choose another directory with --data-dir, or set ADMIN_PASSWORD",
             path.display()

@@ -261,8 +261,8 @@ impl Client {
 
     /// Whether more updates may be sent on the data channel.
     pub fn takes_updates(&self) -> bool {
-        let link_has_room = |link: &Link| link.outstanding <= super::delivery::SOFT_LIMIT;
-        self.data.as_ref().is_some_and(link_has_room)
+        let data = self.data.as_ref();
+        data.is_some_and(|link| link.has_room(super::delivery::SOFT_LIMIT))
     }
 
     /// Takes note of what has arrived on the data connection.

@@ -258,7 +258,7 @@ impl Session {
             let command_full = client
                 .command
                 .as_ref()
-                .is_none_or(|link| link.outstanding > SOFT_LIMIT);
+                .is_none_or(|link| !link.has_room(SOFT_LIMIT));
             let none_now = command_full || !user.is_active();
             let unborn = user.unborn();
             let wait =
@@ -295,18 +295,15 @@ impl Session {
         let Some(user) = client.user.as_deref_mut() else {
             return;
         };
+        let has_room = |link: &Option<Link>, limit: usize| {
+            link.as_ref().is_some_and(|link| link.has_room(limit))
+        };
         if user.debts.is_empty()
             || user.listened_to_until > now
             || !user.is_active()
-            || client.data.is_none()
-            || client.command.is_none()
+            || !has_room(&client.data, OWED_LIMIT / 2)
+            || !has_room(&client.command, SOFT_LIMIT / 2)
         {
-            return;
-        }
-        let waits = |link: &Option<Link>, limit: usize| {
-            link.as_ref().is_none_or(|link| link.outstanding > limit)
-        };
-        if waits(&client.data, OWED_LIMIT / 2) || waits(&client.command, SOFT_LIMIT / 2) {
             return;
         }
         let mut pay = Paying {
@@ -317,38 +314,16 @@ impl Session {
             stuck: false,
             deliveries: 0,
         };
-        let mut urgent = std::mem::take(&mut client.user_debts().urgent);
-        let mut unpaid = VecDeque::new();
-        let mut full = None;
-        while full.is_none()
-            && let Some(node) = urgent.pop_front()
-        {
-            if matches!(pay.with_dependencies(client, &node), Payment::Full) {
-                full = Some(node);
-            } else if client.user_debts().nodes.contains_key(&node) {
-                unpaid.push_back(node);
-            }
+        let urgent = std::mem::take(&mut client.user_debts().urgent);
+        let (mut urgent, full) = pay.in_order(client, urgent);
+        if let Some(node) = full.and_then(|at| urgent.remove(at)) {
+            // What it depends on may be half the scene, for which the others need not wait.
+            urgent.push_back(node);
+        } else {
+            let order = std::mem::take(&mut client.user_debts().order);
+            (client.user_debts().order, _) = pay.in_order(client, order);
         }
-        unpaid.append(&mut urgent);
-        let is_full = full.is_some();
-        // What it depends on may be half the scene, for which the others need not wait.
-        unpaid.extend(full);
-        client.user_debts().urgent = unpaid;
-        if !is_full {
-            let mut order = std::mem::take(&mut client.user_debts().order);
-            let mut unpaid = VecDeque::new();
-            while let Some(node) = order.pop_front() {
-                let full = matches!(pay.with_dependencies(client, &node), Payment::Full);
-                if client.user_debts().nodes.contains_key(&node) {
-                    unpaid.push_back(node);
-                }
-                if full {
-                    break;
-                }
-            }
-            unpaid.append(&mut order);
-            client.user_debts().order = unpaid;
-        }
+        client.user_debts().urgent = urgent;
         pay.rights(client);
         self.deliveries += pay.deliveries;
     }
@@ -390,6 +365,29 @@ struct Paying<'a> {
 }
 
 impl Paying<'_> {
+    /// Pays for one node after the other until a channel is full. Returns what is left of them, and the place of the one for which
+    /// there was no room.
+    fn in_order(
+        &mut self,
+        client: &mut Client,
+        mut nodes: VecDeque<NodeId>,
+    ) -> (VecDeque<NodeId>, Option<usize>) {
+        let mut unpaid = VecDeque::new();
+        let mut full = None;
+        while full.is_none()
+            && let Some(node) = nodes.pop_front()
+        {
+            if matches!(self.with_dependencies(client, &node), Payment::Full) {
+                full = Some(unpaid.len());
+            }
+            if client.user_debts().nodes.contains_key(&node) {
+                unpaid.push_back(node);
+            }
+        }
+        unpaid.append(&mut nodes);
+        (unpaid, full)
+    }
+
     /// Pays for a node, but first for those among its dependencies that the client does not know yet.
     fn with_dependencies(&mut self, client: &mut Client, root: &NodeId) -> Payment {
         let mut stack = vec![(root.clone(), false)];
@@ -436,11 +434,8 @@ impl Paying<'_> {
             if self.graph.is_folding(id) {
                 return Payment::Later;
             }
-            if client
-                .data
-                .as_ref()
-                .is_none_or(|link| link.outstanding > OWED_LIMIT)
-            {
+            let data = client.data.as_ref();
+            if data.is_none_or(|link| !link.has_room(OWED_LIMIT)) {
                 return Payment::Full;
             }
             self.send_in_full(client, id, debt.new);

@@ -288,7 +288,7 @@ impl Session {
         };
         for node in dependencies {
             // What has been deleted its author is told anyway.
-            let known = self.graph.contains(node) || self.graph.is_buried(node);
+            let known = self.graph.knows(node);
             let named = || user.named_in_vain.iter().any(|(_, named)| named == node);
             if !known && user.named_in_vain.len() < NAMED_IN_VAIN && !named() {
                 user.named_in_vain.push_back((now, node.clone()));
@@ -305,7 +305,7 @@ impl Session {
                 && user.named_in_vain.front().is_some_and(is_due)
                 && let Some((_, node)) = user.named_in_vain.pop_front()
             {
-                if !self.graph.contains(&node) && !self.graph.is_buried(&node) {
+                if !self.graph.knows(&node) {
                     info!(%node, user = self.name_of(id).as_deref(), "a node was lost with a broken connection; its author registers it anew");
                     self.give_up(now, id, &node);
                 }

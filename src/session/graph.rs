@@ -268,6 +268,11 @@ impl Graph {
         ids.take(count).collect()
     }
 
+    /// Whether a node is there, or was deleted not long ago.
+    pub fn knows(&self, id: &NodeId) -> bool {
+        self.contains(id) || self.is_buried(id)
+    }
+
     /// Nodes that name this one as a dependency.
     pub fn parents(&self, id: &NodeId) -> Vec<NodeId> {
         self.parents

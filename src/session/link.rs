@@ -104,6 +104,11 @@ impl Link {
         effects.push_back(Effect::Send(self.conn, message.clone()));
     }
 
+    /// Whether no more than so many bytes are waiting.
+    pub fn has_room(&self, limit: usize) -> bool {
+        self.outstanding <= limit
+    }
+
     pub fn written(&mut self, now: Time, weight: usize) {
         self.outstanding = self.outstanding.saturating_sub(weight);
         self.progressed(now);

@@ -436,7 +436,7 @@ pub(super) fn has_room(client: &Client) -> bool {
     client
         .command
         .as_ref()
-        .is_some_and(|link| link.outstanding <= ROOM)
+        .is_some_and(|link| link.has_room(ROOM))
 }
 
 fn status(user: &User) -> i64 {

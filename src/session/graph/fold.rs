@@ -158,9 +158,8 @@ fn is_full<'a>(commits: impl Iterator<Item = &'a Commit>) -> bool {
 }
 
 /// Which of these uuids occur somewhere in the data; none if that takes too long to find out.
-fn named_in(data: &Value, uuids: &[NodeId]) -> Vec<NodeId> {
-    let mut unseen: HashMap<&str, &NodeId> =
-        uuids.iter().map(|uuid| (uuid.as_str(), uuid)).collect();
+fn named_in<'a>(data: &Value, uuids: impl Iterator<Item = &'a NodeId>) -> Vec<NodeId> {
+    let mut unseen: HashMap<&str, &NodeId> = uuids.map(|uuid| (uuid.as_str(), uuid)).collect();
     let mut named = Vec::new();
     let (mut stack, mut work) = (vec![data], 0);
     while let Some(value) = stack.pop()
@@ -182,11 +181,11 @@ impl Entry {
     /// it names, and then take that for removed.
     fn dependencies_after(&self, commit: &Commit, folded: &Value) -> Vec<NodeId> {
         let mut dependencies = commit.dependencies.clone();
-        let told: HashSet<&NodeId> = commit.dependencies.iter().collect();
-        let mut untold = self.dependencies.clone();
-        untold.retain(|dependency| !told.contains(dependency));
-        if !untold.is_empty() {
-            dependencies.extend(named_in(folded, &untold));
+        if self.dependencies != dependencies {
+            let told: HashSet<&NodeId> = commit.dependencies.iter().collect();
+            let known = self.dependencies.iter();
+            let untold = known.filter(|dependency| !told.contains(dependency));
+            dependencies.extend(named_in(folded, untold));
         }
         dependencies
     }
